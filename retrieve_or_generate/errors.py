@@ -1,0 +1,31 @@
+"""What can go wrong from the outside, each with the exit code that `rog` ends with. No traceback reaches a user for these."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """The user asked for something that cannot be done; the message says what to do instead."""
+
+    exit_code = 2
+
+
+class IntegrityError(UsageError):
+    """A file is missing, truncated or not what was recorded. Bad input like any other, but `rog verify` tells it apart."""
+
+
+class IncompleteError(RuntimeError):
+    """Work is left over; the same command continues it."""
+
+    exit_code = 3
+
+
+def unknown_name(what: str, given: str, known: Iterable[str]) -> UsageError:
+    """An error that names the nearest match and, where they are few, all that is allowed."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    return UsageError(f"unknown {what} {given!r}{hint} (known: {listed})")

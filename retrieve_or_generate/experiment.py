@@ -1,0 +1,185 @@
+"""The one typed experiment file: YAML in, frozen models out. Unknown keys are refused with the nearest name.
+
+A stage takes the part that is its own (`RetrieveSettings`, `CurateSettings`, …), never the whole. What identifies a result goes
+into its content key through `model_dump`; machines, paths and progress never stand here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from retrieve_or_generate.errors import UsageError
+
+Source = Literal["none", "retrieved", "synthetic", "perturbed"]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of every part: immutable, strict about keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class RetrieveSettings(Settings):
+    """How a pool is searched for a task's classes."""
+
+    strategy: Literal["semantic", "substring", "both"] = Field("semantic", description="search embeddings, captions, or both")
+    modalities: tuple[Literal["image", "text"], ...] = Field(("text",), description="text→image and/or text→caption search")
+    k: int = Field(300, ge=1, description="neighbours per query")
+    engine: Literal["scan", "index"] = Field("scan", description="exact streaming scan, or the FAISS index of a recipe")
+    index: str = Field("pocket", description="recipe in indexes/, for engine: index")
+    caption_semantics: Literal["substring", "token", "word"] = Field("substring", description="what counts as a caption match")
+    candidates_per_class: int = Field(300, ge=1, description="best-scoring candidates kept per class before curation")
+    nsfw: Literal["drop", "keep"] = Field("drop", description="drop rows whose tag is NSFW")
+    fetch: Literal["shards", "http"] = Field("shards", description="images from the pool's shards, or downloaded anew")
+
+
+class SynthesizeSettings(Settings):
+    """How a generator is asked for a task's classes."""
+
+    prompts: Literal["class_name", "templates"] = Field("templates", description="prompt strategy")
+    num_inference_steps: int = Field(12, ge=1, le=1000, description="DDIM steps")
+    guidance_scale: float = Field(3.0, ge=0, le=50, description="classifier-free guidance; 1 is none")
+    eta: float = Field(0.0, ge=0, le=1, description="DDIM noise")
+    batch_size: int = Field(64, ge=1, description="images per call; changes speed, never images")
+
+
+class PerturbSettings(Settings):
+    """Image-to-image generation from retrieved images (section 5.1 of 2406.05184)."""
+
+    strength: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((0.4,), min_length=1, description="the γ of the paper")
+
+
+class CurateSettings(Settings):
+    """What is done to every source alike."""
+
+    keep_fraction: Fraction = Field(0.3, description="share of each class kept by CLIP score")
+    deduplicate: bool = Field(True, description="drop copies within the set")
+    duplicate_cosine: Fraction = Field(0.98, description="embedding cosine from which two images may be copies")
+    decontaminate: bool = Field(True, description="drop copies of validation and test images")
+    class_cap: int = Field(10_000, ge=1, description="most images kept per class")
+
+
+class FinetuneSettings(Settings):
+    """How CLIP is adapted to a training set."""
+
+    recipe: Literal["equal_updates", "paper"] = Field("equal_updates", description="equal updates at all scales, or 30 epochs")
+    updates: int = Field(60, ge=0, description="optimizer steps, whatever the scale (recipe: equal_updates)")
+    epochs: int = Field(30, ge=1, description="passes over the set (recipe: paper)")
+    batch_size: int = Field(48, ge=1, description="images per update")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field((3e-4,), min_length=1, description="tried in turn, chosen on val")
+    head_learning_rate_factor: float = Field(1.0, gt=0, description="head's rate relative to the tower's")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of updates with rising rate (recipe: paper: 500 steps)")
+    evaluations: int = Field(3, ge=1, description="evenly spaced looks at val; the best is kept")
+
+
+class ProbeSettings(Settings):
+    """Multinomial regression on frozen features of the task's own training images."""
+
+    inverse_regularisation: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.1, 1.0, 10.0, 100.0, 1000.0), min_length=1, description="C of scikit-learn's LogisticRegression, chosen on val"
+    )
+
+
+class Experiment(Settings):
+    """One whole comparison."""
+
+    name: str = Field("pocket", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    pool: str = Field("pocket", description="the pocket pool, or a folder in LAION's layout")
+    model: str = Field("pocket", description="CLIP to search, filter and fine-tune with: pocket, a folder, or ARCH/tag of open_clip")
+    generator: str = Field("pocket", description="the pocket Stable Diffusion, or a folder or Hub id of a diffusers pipeline")
+    tasks: tuple[str, ...] = Field(("digits", "textures", "aircraft"), min_length=1)
+    sources: tuple[Source, ...] = Field(("none", "retrieved", "synthetic", "perturbed"), min_length=1)
+    scales: tuple[Annotated[int, Field(ge=1)], ...] = Field((50, 100, 200), min_length=1, description="images per training set")
+    seeds: int = Field(3, ge=1, le=1000, description="trials per cell of the grid")
+    retrieve: RetrieveSettings = RetrieveSettings()
+    synthesize: SynthesizeSettings = SynthesizeSettings()
+    perturb: PerturbSettings = PerturbSettings()
+    curate: CurateSettings = CurateSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    linear_probe: ProbeSettings = ProbeSettings()
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Experiment:
+        for name in ("tasks", "sources", "scales"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} lists one value twice: {list(values)}")
+        return self
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Keys allowed where an unknown one was found."""
+    model: Any = Experiment
+    for part in location:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if field is None:
+            return []
+        model = field.annotation
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _explain(error: ValidationError, where: str) -> UsageError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "experiment"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return UsageError(f"{where}: unknown key {key!r}{hint} (known: {', '.join(known)})")
+    given = str(first.get("input"))
+    shown = f", not {given[:60]!r}" if first["type"] != "missing" else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return UsageError(f"{where}: {key}: {message[0].lower() + message[1:]}{shown}")
+
+
+def _set(values: dict[str, Any], assignment: str) -> None:
+    key, found, text = assignment.partition("=")
+    if not found or not key:
+        raise UsageError(f"--set {assignment!r}: write KEY=VALUE, for instance --set finetune.updates=100")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--set {assignment!r}: {parent!r} holds a value, not keys")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {assignment!r}: {text!r} is not a YAML value") from error
+
+
+def parse_experiment(values: dict[str, Any], where: str = "experiment") -> Experiment:
+    """A validated `Experiment` from plain values; `UsageError` names the key, the problem and what is allowed."""
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, where) from None
+
+
+def load_experiment(path: Path | None = None, overrides: tuple[str, ...] = (), **fields: Any) -> Experiment:
+    """The experiment in `path` (the pocket one if None), with `a.b=c` overrides and then `fields` that are not None on top."""
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UsageError(f"{path}: no such experiment file") from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from error
+        if not isinstance(values, dict):
+            raise UsageError(f"{path}: an experiment file is a mapping of keys to values")
+    for assignment in overrides:
+        _set(values, assignment)
+    values.update({name: value for name, value in fields.items() if value is not None})
+    return parse_experiment(values, str(path) if path else "experiment")
+
+
+def dump_experiment(experiment: Experiment) -> str:
+    """The resolved experiment as YAML that `load_experiment` reads back to an equal one."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

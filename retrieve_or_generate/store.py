@@ -1,0 +1,150 @@
+"""Durable files: written under a temporary name, synced, renamed; done means a recorded checksum that still matches.
+
+A folder of work is sealed by one JSON file, written last, that names every file in it with size and sha256. The seal's key is
+a hash of the work's inputs and parameters, never of paths, dates or devices: a folder whose seal carries another key holds
+other work, and a folder without a seal is unfinished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from retrieve_or_generate.errors import IntegrityError, UsageError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no white space."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_key(value: Any) -> str:
+    """16 hex digits that name a JSON-like value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def durable_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it takes the final name when the block ends well, and vanishes when not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix="-" + path.name, dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with durable_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Sorted keys, so equal values give equal bytes."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise IntegrityError(f"{path}: not readable as JSON ({error})") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Drop the temporary files and folders of a run that was killed. Call it only while holding the folder's lock."""
+    for left in folder.rglob(TEMPORARY_PREFIX + "*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def seal(folder: Path, name: str, key: str, files: Iterable[Path], **record: Any) -> dict[str, Any]:
+    """Write `folder/name` last: the key, what else is to be said, and size and sha256 of each of `files`."""
+    checksums = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in sorted(files)
+    }
+    value = {"key": key, "files": checksums, **record}
+    write_json(folder / name, value)
+    return value
+
+
+def check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Raise `IntegrityError` naming the first file that is missing, resized or changed since it was recorded."""
+    for relative, recorded in files.items():
+        path = folder / relative
+        if not path.is_file():
+            raise IntegrityError(f"{path}: missing; it was there when {folder} was finished. Make {folder} anew")
+        if path.stat().st_size != recorded["bytes"]:
+            size = path.stat().st_size
+            raise IntegrityError(f"{path}: {size} bytes, but {recorded['bytes']} were recorded. Make {folder} anew")
+        if sha256_of(path) != recorded["sha256"]:
+            raise IntegrityError(f"{path}: its bytes changed since it was written (sha256 differs). Make {folder} anew")
+
+
+def read_seal(folder: Path, name: str, key: str | None = None, verify: bool = True) -> dict[str, Any] | None:
+    """The seal of finished work, its files verified; None while unfinished, or when its key is not `key`."""
+    path = folder / name
+    if not path.is_file():
+        return None
+    value = read_json(path)
+    if not isinstance(value, dict) or not isinstance(value.get("files"), dict) or "key" not in value:
+        raise IntegrityError(f"{path}: not a seal (no key or file list)")
+    if key is not None and value["key"] != key:
+        return None
+    if verify:
+        check_files(folder, value["files"])
+    return value
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process. The lock dies with the process, so a killed run leaves nothing to clean up."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
+            raise UsageError(f"{folder}: in use by another run (process {holder}); wait for it or choose another --out") from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        with suppress(OSError):
+            os.close(descriptor)
