@@ -1,0 +1,186 @@
+"""Where units of work run: in this process, or in local worker processes of one thread each.
+
+A unit knows nothing of where it runs. Workers load what they share (a model, decoded images) once, take units one at a time, the
+most expensive first, and never outlive this process: not when it ends, is interrupted or terminated, and not when it is killed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, TypeVar
+
+from retrieve_or_generate.errors import IncompleteError, UsageError
+
+P = TypeVar("P")
+R = TypeVar("R")
+Work = Callable[[P], R]
+
+_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+@dataclass(frozen=True)
+class Unit(Generic[P]):
+    """One piece of work. `payload` must pickle; `cost` is in any unit, only the order matters."""
+
+    name: str
+    payload: P
+    cost: float = 1.0
+
+
+def run_units(
+    units: Sequence[Unit[P]], prepare: Callable[[], Work[P, R]], jobs: int = 1
+) -> Iterator[tuple[Unit[P], R]]:
+    """Each unit with its result, as they finish.
+
+    `prepare` loads what units share and returns the function that does one; with more than one job it is called once in every worker,
+    so both must pickle (module-level functions, or partials of them). A worker sees one thread; with one job, `prepare` and the work
+    run in this process and with its threads. Closing the iterator ends the workers.
+
+    Raises:
+        IncompleteError: a worker died; its unit is named. `UsageError`s and `IncompleteError`s of a unit come through as they are,
+        anything else as a RuntimeError that carries the worker's traceback.
+    """
+    if jobs < 1:
+        raise UsageError(f"jobs must be 1 or more, not {jobs}")
+    waiting = deque(sorted(units, key=lambda unit: -unit.cost))
+    if jobs == 1 or len(waiting) < 2:
+        return _run_here(waiting, prepare)
+    return _run_in_workers(waiting, prepare, min(jobs, len(waiting)))
+
+
+def _run_here(waiting: deque[Unit[P]], prepare: Callable[[], Work[P, R]]) -> Iterator[tuple[Unit[P], R]]:
+    if waiting:
+        work = prepare()
+        for unit in waiting:
+            yield unit, work(unit.payload)
+
+
+@dataclass
+class _Worker(Generic[P]):
+    process: BaseProcess
+    pipe: Connection
+    unit: Unit[P] | None = None
+
+    def give(self, waiting: deque[Unit[P]]) -> None:
+        """Send the next unit, or the word to end; a worker that is already dead shows at the next `wait`."""
+        self.unit = waiting.popleft() if waiting else None
+        with suppress(BrokenPipeError):
+            self.pipe.send(self.unit.payload if self.unit else _END)
+
+
+class _End:
+    """No more units."""
+
+
+_END = _End()
+
+
+def _run_in_workers(
+    waiting: deque[Unit[P]], prepare: Callable[[], Work[P, R]], jobs: int
+) -> Iterator[tuple[Unit[P], R]]:
+    workers: dict[Connection, _Worker[P]] = {}
+    try:
+        for _ in range(jobs):
+            worker = _start(prepare)
+            workers[worker.pipe] = worker
+            worker.give(waiting)
+        busy = dict(workers)
+        while busy:
+            for pipe in wait(list(busy)):
+                worker = busy[pipe]  # type: ignore[index]
+                unit, result = _receive(worker)
+                worker.give(waiting)
+                if worker.unit is None:
+                    del busy[worker.pipe]
+                yield unit, result
+    finally:
+        _stop([worker.process for worker in workers.values()])
+        for worker in workers.values():
+            worker.pipe.close()
+
+
+def _start(prepare: Callable[[], Work[P, R]]) -> _Worker[P]:
+    ours, theirs = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=_serve, args=(prepare, theirs), daemon=True)
+    with _environment(_ONE_THREAD):  # read when the worker imports its numerical libraries
+        process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _receive(worker: _Worker[P]) -> tuple[Unit[P], Any]:
+    assert worker.unit is not None
+    try:
+        error, result = worker.pipe.recv()
+    except (EOFError, ConnectionResetError):
+        worker.process.join()
+        code = worker.process.exitcode
+        how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
+        raise IncompleteError(
+            f"{worker.unit.name}: its worker process {how}; what is finished is kept, run it again"
+        ) from None
+    if isinstance(error, UsageError | IncompleteError):
+        raise error
+    if error is not None:
+        raise RuntimeError(f"{worker.unit.name} failed in its worker\n{error}")
+    return worker.unit, result
+
+
+def _stop(processes: Sequence[BaseProcess], patience_seconds: float = 2.0) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(patience_seconds)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _serve(prepare: Callable[[], Work[P, R]], pipe: Connection) -> None:
+    """The life of a worker: prepare, then unit after unit. An interrupt is for the parent, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    work: Work[P, R] | None = None
+    with suppress(EOFError, BrokenPipeError):
+        while not isinstance(payload := pipe.recv(), _End):
+            try:
+                work = work or prepare()
+                answer: tuple[Any, Any] = (None, work(payload))
+            except (UsageError, IncompleteError) as error:
+                answer = (error, None)
+            except Exception:
+                answer = (traceback.format_exc(), None)
+            pipe.send(answer)
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot end its workers, so each watches for that itself."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

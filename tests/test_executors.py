@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from retrieve_or_generate.errors import IncompleteError, UsageError
+from retrieve_or_generate.executors import Unit, run_units
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def squares() -> Callable[[int], int]:
+    return square
+
+
+def threads_and_process(_: int) -> tuple[str | None, int]:
+    return os.environ.get("OMP_NUM_THREADS"), os.getpid()
+
+
+def environments() -> Callable[[int], tuple[str | None, int]]:
+    return threads_and_process
+
+
+def fail(how: str) -> str:
+    if how == "usage":
+        raise UsageError("no such class")
+    if how == "bug":
+        raise ZeroDivisionError("one by zero")
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return how
+
+
+def failures() -> Callable[[str], str]:
+    return fail
+
+
+def _note(folder: Path, number: int) -> None:
+    (folder / f"{number}-{os.getpid()}").touch()
+    time.sleep(60)
+
+
+def sleepers(folder: Path) -> Callable[[int], None]:
+    return partial(_note, folder)
+
+
+def units(*payloads: object) -> list[Unit[object]]:
+    return [Unit(f"unit-{payload}", payload) for payload in payloads]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_every_unit_once(jobs: int) -> None:
+    done = {unit.name: result for unit, result in run_units(units(1, 2, 3, 4, 5), squares, jobs)}
+    assert done == {f"unit-{n}": n * n for n in (1, 2, 3, 4, 5)}
+
+
+def test_no_units_prepare_nothing() -> None:
+    assert list(run_units([], pytest.fail, jobs=1)) == []
+
+
+def test_the_most_expensive_goes_first() -> None:
+    work = [Unit("small", 1, cost=1), Unit("large", 3, cost=9), Unit("middle", 2, cost=4)]
+    assert [unit.name for unit, _ in run_units(work, squares, jobs=1)] == ["large", "middle", "small"]
+
+
+def test_workers_are_other_processes_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    results = [result for _, result in run_units(units(1, 2), environments, jobs=2)]
+    assert {threads for threads, _ in results} == {"1"}
+    assert os.getpid() not in {process for _, process in results}
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_users_mistake_comes_through(jobs: int) -> None:
+    with pytest.raises(UsageError, match="no such class"):
+        list(run_units(units("usage", "usage"), failures, jobs))
+
+
+def test_a_bug_comes_with_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)unit-bug failed.*ZeroDivisionError: one by zero"):
+        list(run_units(units("bug", "bug"), failures, jobs=2))
+
+
+def test_a_dead_worker_is_named() -> None:
+    with pytest.raises(IncompleteError, match="unit-killed: its worker process was ended by signal 9"):
+        list(run_units(units("killed", "killed"), failures, jobs=2))
+
+
+def test_no_jobs_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="jobs must be 1 or more, not 0"):
+        run_units(units(1), squares, jobs=0)
+
+
+_PARENT = """
+import sys
+from functools import partial
+from pathlib import Path
+from retrieve_or_generate.executors import Unit, run_units
+from test_executors import sleepers
+if __name__ == "__main__":
+    list(run_units([Unit(str(n), n) for n in range(2)], partial(sleepers, Path(sys.argv[1])), jobs=2))
+"""
+
+
+def _alive(process: int) -> bool:
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def _until(true: Callable[[], bool], seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while not (reached := true()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return reached
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_no_worker_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> None:
+    script, notes = tmp_path / "parent.py", tmp_path / "notes"
+    script.write_text(_PARENT)
+    notes.mkdir()
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    parent = subprocess.Popen(
+        [sys.executable, str(script), str(notes)], env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.DEVNULL
+    )
+    assert _until(lambda: len(list(notes.iterdir())) == 2)
+    workers = [int(note.name.partition("-")[2]) for note in notes.iterdir()]
+    parent.send_signal(how)
+    parent.wait(10)
+    assert _until(lambda: not any(_alive(worker) for worker in workers), seconds=5)
