@@ -25,7 +25,7 @@ P = TypeVar("P")
 R = TypeVar("R")
 Work = Callable[[P], R]
 
-_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _CONTEXT = multiprocessing.get_context("spawn")
 
 
@@ -43,9 +43,9 @@ def run_units(
 ) -> Iterator[tuple[Unit[P], R]]:
     """Each unit with its result, as they finish.
 
-    `prepare` loads what units share and returns the function that does one; with more than one job it is called once in every worker,
-    so both must pickle (module-level functions, or partials of them). A worker sees one thread; with one job, `prepare` and the work
-    run in this process and with its threads. Closing the iterator ends the workers.
+    `prepare` loads what units share and returns the function that does one. With more than one job it is called once in every
+    worker, so it must pickle (a module-level function, or a partial of one). A worker sees one thread; with one job, all runs in
+    this process and with its threads. Closing the iterator ends the workers.
 
     Raises:
         IncompleteError: a worker died; its unit is named. `UsageError`s and `IncompleteError`s of a unit come through as they are,

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.experiment import Experiment, dump_experiment, load_experiment, parse_experiment
+
+SHIPPED = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
+
+
+def test_the_pocket_file_says_what_no_file_means() -> None:
+    pocket = Path(__file__).parents[1] / "experiments" / "pocket.yaml"
+    assert load_experiment(pocket) == load_experiment() == Experiment()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_file_is_valid_and_says_how_to_run_it(path: Path) -> None:
+    assert load_experiment(path).name == path.stem
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    for word in ("command:", "machine:", "time:", "quick:", "expected:"):
+        assert any(line.startswith(f"# {word}") for line in head), f"{path.name}: no '# {word}' in its head"
+
+
+def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
+    experiment = load_experiment(overrides=("finetune.learning_rates=[1e-4, 3e-4]", "tasks=[digits]", "seeds=5"))
+    path = tmp_path / "experiment.yaml"
+    path.write_text(dump_experiment(experiment))
+    assert load_experiment(path) == experiment
+
+
+@given(st.integers(1, 1000), st.floats(0.001, 1), st.lists(st.integers(1, 10**6), min_size=1, max_size=4, unique=True))
+def test_any_valid_values_survive_the_round_trip(seeds: int, keep: float, scales: list[int]) -> None:
+    values = {"seeds": seeds, "scales": scales, "curate": {"keep_fraction": keep}}
+    experiment = parse_experiment(values)
+    assert parse_experiment(experiment.model_dump(mode="json")) == experiment
+
+
+def test_an_experiment_does_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Experiment().seeds = 4  # type: ignore[misc]
+
+
+def test_overrides_then_fields_on_top() -> None:
+    experiment = load_experiment(overrides=("seeds=5", "finetune.updates=7"), seeds=2, tasks=None)
+    assert (experiment.seeds, experiment.finetune.updates, experiment.tasks) == (2, 7, Experiment().tasks)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seedz=3", r"experiment: unknown key 'seedz'; did you mean 'seeds'\? \(known: name, pool, "),
+        ("finetune.update=3", r"unknown key 'finetune.update'; did you mean 'updates'\?"),
+        ("seeds=0", r"seeds: input should be greater than or equal to 1, not '0'"),
+        ("seeds=three", r"seeds: input should be a valid integer.*not 'three'"),
+        ("seeds=", r"seeds: input should be a valid integer, not 'None'"),
+        ("curate.keep_fraction=1.5", r"curate.keep_fraction: input should be less than or equal to 1, not '1.5'"),
+        ("curate.keep_fraction=.nan", r"curate.keep_fraction: "),
+        ("sources=[retrieved, sintetic]", r"sources.1: input should be 'none', 'retrieved', .*not 'sintetic'"),
+        ("scales=[50, 50]", r"scales lists one value twice: \[50, 50\]"),
+        ("scales=[]", r"scales: tuple should have at least 1 item"),
+        ("name=../x", r"name: string should match pattern"),
+        ("finetune=3", r"finetune: input should be a valid dictionary or instance of FinetuneSettings"),
+        ("finetune.updates.x=3", r"finetune.updates: "),
+        ("seeds", r"--set 'seeds': write KEY=VALUE, for instance --set finetune.updates=100"),
+        ("=3", r"--set '=3': write KEY=VALUE"),
+        ("seeds=[3", r"--set 'seeds=\[3': '\[3' is not a YAML value"),
+        ("seeds=!!python/object:os.system x", r"is not a YAML value"),
+    ],
+)
+def test_a_wrong_override_is_explained_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        load_experiment(overrides=(override,))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_override_below_a_value_is_explained() -> None:
+    with pytest.raises(UsageError, match=r"--set 'seeds.x=3': 'seeds' holds a value, not keys"):
+        load_experiment(overrides=("seeds=4", "seeds.x=3"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "an experiment file is a mapping of keys to values"),
+        ("", "an experiment file is a mapping of keys to values"),
+        ("a: [1\n", "not readable as YAML"),
+        ("name: !!python/object/apply:os.getcwd []\n", "not readable as YAML"),
+        ("taskz: [digits]\n", r"unknown key 'taskz'; did you mean 'tasks'\?"),
+        ("seeds: 99999\n", "seeds: input should be less than or equal to 1000, not '99999'"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=rf"wrong.yaml: .*{message}") as caught:
+        load_experiment(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"gone.yaml: no such experiment file"):
+        load_experiment(tmp_path / "gone.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UsageError, match=r"binary.yaml: not readable as YAML"):
+        load_experiment(tmp_path / "binary.yaml")
+    with pytest.raises(UsageError, match="not readable as YAML"):
+        load_experiment(tmp_path)
