@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from retrieve_or_generate import __version__
+from retrieve_or_generate.executors import core_count
 
 _PYTHONS = ((3, 11), (3, 12))
 _PACKAGES = (
@@ -107,11 +108,6 @@ def device_check() -> Check:
         return Check("device", True, "cpu (no CUDA device)")
     names = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     return Check("device", True, "cpu, " + ", ".join(names))
-
-
-def core_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_gib() -> float | None:

@@ -29,6 +29,11 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 _CONTEXT = multiprocessing.get_context("spawn")
 
 
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Unit(Generic[P]):
     """One piece of work. `payload` must pickle; `cost` is in any unit, only the order matters."""

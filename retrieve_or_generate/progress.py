@@ -1,0 +1,61 @@
+"""How far long work is: a bar with rate and time left on a terminal, plain lines now and then where output is piped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of it are done, and how many there are."""
+
+_BAR = 24
+
+
+def duration(seconds: float) -> str:
+    """`4 s`, `2 min 05 s`, `3 h 07 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class ProgressLine:
+    """A `Progress` that writes to `stream`. Rate and time left are of the work named now, since its first call."""
+
+    def __init__(
+        self, stream: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic, every_seconds: float = 10.0
+    ):
+        self._stream, self._clock, self._every = stream, clock, every_seconds
+        self._terminal = stream.isatty()
+        self._what, self._started, self._first, self._shown = "", 0.0, 0, float("-inf")
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = self._clock()
+        if what != self._what:
+            self._what, self._started, self._first, self._shown = what, now, done, float("-inf")
+        pause = 0.1 if self._terminal else self._every
+        if done < total and now - self._shown < pause:
+            return
+        self._shown = now
+        self._write(f"{what}: {done}/{total}{self._pace(done, total, now - self._started)}", done, total)
+
+    def _pace(self, done: int, total: int, seconds: float) -> str:
+        if done >= total:
+            return f", {duration(seconds)}"
+        if done <= self._first or seconds <= 0:
+            return ""
+        rate = (done - self._first) / seconds
+        return f", {rate:.3g}/s, {duration((total - done) / rate)} left"
+
+    def _write(self, line: str, done: int, total: int) -> None:
+        if self._terminal:
+            filled = _BAR * done // max(total, 1)
+            end = "\n" if done >= total else ""
+            self._stream.write(f"\r[{'#' * filled:<{_BAR}}] {line}\x1b[K{end}")
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
