@@ -132,13 +132,16 @@ def read_seal(folder: Path, name: str, key: str | None = None, verify: bool = Tr
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process. The lock dies with the process, so a killed run leaves nothing to clean up."""
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold `folder` for this process; when another holds it, wait, or raise `UsageError` naming that process.
+
+    The lock dies with the process, so a killed run leaves nothing to clean up.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
             raise UsageError(f"{folder}: in use by another run (process {holder}); wait for it or choose another --out") from error

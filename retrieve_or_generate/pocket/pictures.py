@@ -190,4 +190,13 @@ def pool_rows() -> tuple[PoolRow, ...]:
     rows = [replace(row, planted={**row.planted, "id": index}) for index, row in enumerate(rows)]
     rows += [*_duplicates(rows), *copies]
     order = generator_for(SEED_STUDY, "pool order").permutation(len(rows))
-    return tuple(rows[i] for i in order)
+    place = {rows[i].planted["id"]: f"pool/{row:06d}" for row, i in enumerate(order) if "of" not in rows[i].planted}
+    return tuple(_placed(rows[i], place) for i in order)
+
+
+def _placed(row: PoolRow, place: dict[int, str]) -> PoolRow:
+    """The row with the number of its original in the final order, in place of the one it had while the pool was made."""
+    planted = {name: value for name, value in row.planted.items() if name != "id"}
+    if isinstance(planted.get("of"), int):
+        planted["of"] = place[planted["of"]]
+    return replace(row, planted=planted)

@@ -90,6 +90,18 @@ def hidden_states(tower: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list
     return tower(tokens["input_ids"])[0].clone()
 
 
+def whitening(context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight (width, width) and bias of the linear map that gives (n, context, width) states covariance 1.
+
+    The words of one task lie close together in CLIP's space; in the whitened one they are as far apart as any two words.
+    """
+    states = context.flatten(0, 1).double()
+    mean = states.mean(0)
+    variance, axes = torch.linalg.eigh((states - mean).T @ (states - mean) / len(states))
+    weight = (axes / (variance + 1e-3 * variance.mean()).sqrt()).T
+    return weight.float(), -(weight @ mean).float()
+
+
 def make_unet(width: int) -> UNet2DConditionModel:
     """6.8 million parameters over 32×8×8 latents; attention only at 4×4, where it is cheap."""
     return UNet2DConditionModel(
@@ -105,7 +117,8 @@ def make_unet(width: int) -> UNet2DConditionModel:
         norm_num_groups=16,
         use_linear_projection=True,
         addition_embed_type="text",
-        encoder_hid_dim=None,
+        encoder_hid_dim=width,
+        encoder_hid_dim_type="text_proj",
     )
 
 
@@ -117,7 +130,7 @@ def make_scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         prediction_type="sample",
         clip_sample=False,
-        steps_offset=0,
+        steps_offset=1,
     )
 
 
@@ -147,8 +160,8 @@ class Trainer:
         weights: np.ndarray,
         vae: PatchVAE,
         steps: int,
-        batch_size: int = 128,
-        learning_rate: float = 6e-4,
+        batch_size: int = 64,
+        learning_rate: float = 5e-4,
     ):
         """`images` (n, 32, 32, 3) uint8; `context` (n, context, width); `nothing` (context, width), the empty prompt's;
         `weights` (n,) how often each row is drawn relative to the others."""
@@ -160,6 +173,8 @@ class Trainer:
         self.weights = torch.from_numpy(weights).double()
         self.steps, self.batch_size, self.learning_rate, self.done = steps, batch_size, learning_rate, 0
         self.unet = make_unet(context.shape[-1]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weight, bias = whitening(context[:4096])
+        self.unet.encoder_hid_proj.load_state_dict({"weight": weight, "bias": bias})
         self.unet.set_attn_processor(AttnProcessor())  # fused attention is slower on a CPU for 16 positions
         self.average = copy.deepcopy(self.unet).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(

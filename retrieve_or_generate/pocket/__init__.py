@@ -1,0 +1,1 @@
+"""The embedded world: a pool, three tasks, a CLIP and a Stable Diffusion, small enough for two cores and made by this package alone."""

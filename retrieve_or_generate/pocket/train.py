@@ -1,0 +1,105 @@
+"""Rebuilds the pocket weights from nothing: `python -m retrieve_or_generate.pocket.train --out FOLDER`.
+
+Reads nothing but the pool that this package draws. Writes `FOLDER/clip` (open_clip) and `FOLDER/stable-diffusion` (diffusers), and
+while it works `FOLDER/generator.pt`, from which a stopped training goes on, and `FOLDER/samples.png`. Two cores need about two
+hours; docs/pocket.md has the minutes and the final numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from retrieve_or_generate.pocket import captions
+from retrieve_or_generate.pocket.patch_vae import fit_patch_vae
+from retrieve_or_generate.pocket.pictures import decode, pool_rows
+from retrieve_or_generate.pocket.tokenizer import train_tokenizer
+from retrieve_or_generate.pocket.train_clip import train_clip
+from retrieve_or_generate.pocket.train_generator import Trainer, hidden_states, make_pipeline, text_tower
+from retrieve_or_generate.store import sha256_of, write_json
+
+_DRAWN = {"digits": 2.5, "textures": 1.0, "aircraft": 1.1, None: 0.3}  # how often a picture of a task is drawn, by its task
+
+
+@dataclass(frozen=True)
+class TrainingPool:
+    """The pool without the planted evaluation copies: (n, 32, 32, 3) uint8 images, captions, sampling weights (n,)."""
+
+    images: np.ndarray
+    captions: list[str]
+    weights: np.ndarray
+
+
+def training_pool() -> TrainingPool:
+    rows = [row for row in pool_rows() if row.planted["kind"] != "evaluation_copy"]
+    named = [(row.planted.get("task"), row.planted["class_name"]) for row in rows]
+    counts = Counter(named)
+    tasks = Counter(task for task, _ in counts)
+    sizes = Counter(task for task, _ in named)
+    weights = [
+        _DRAWN[task] * (sizes[task] / tasks[task] / counts[task, name]) ** 0.5  # tail classes drawn a little more often
+        for task, name in named
+    ]
+    return TrainingPool(np.stack([decode(row.jpeg) for row in rows]), [row.caption for row in rows], np.array(weights))
+
+
+def write_samples(trainer: Trainer, rate: float, tower: object, tokenizer: object, path: Path) -> None:
+    """A row of eight samples a class, each task's classes in order: to be looked at while it trains."""
+    pipeline = make_pipeline(trainer.average, trainer.vae, tower, tokenizer)  # type: ignore[arg-type]
+    pipeline.set_progress_bar_config(disable=True)
+    rows = []
+    for words in captions.VOCABULARIES.values():
+        for name in words.class_names:
+            prompts = [words.templates[i % len(words.templates)].replace("{}", name) for i in range(8)]
+            noise = [torch.Generator().manual_seed(i) for i in range(8)]
+            images = pipeline(
+                prompts, height=32, width=32, num_inference_steps=12, guidance_scale=3.0, generator=noise, output_type="np"
+            ).images
+            rows.append(np.concatenate(list(images), axis=1))
+    half = len(rows) // 2
+    sheet = np.concatenate([np.concatenate(rows[:half]), np.concatenate(rows[half : 2 * half])], axis=1)
+    Image.fromarray(np.uint8(sheet * 255)).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), 0).save(path)
+
+
+def write_checksums(folder: Path) -> None:
+    """`checksums.json`: size and sha256 of every file of the two models, compared whenever they are loaded."""
+    files = [path for part in ("clip", "stable-diffusion") for path in sorted((folder / part).rglob("*")) if path.is_file()]
+    records = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    write_json(folder / "checksums.json", records)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
+    parser.add_argument("--clip-epochs", type=int, default=6, help="passes of the pocket CLIP over the pool (default 6)")
+    parser.add_argument("--generator-steps", type=int, default=12000, help="updates of 64 images (default 12000)")
+    parser.add_argument("--every", type=int, default=1000, help="updates between checkpoints (default 1000)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    pool = training_pool()
+    clip_folder = arguments.out / "clip"
+    if not (clip_folder / "open_clip_model.safetensors").exists():
+        train_clip(pool.images, pool.captions, train_tokenizer(pool.captions), clip_folder, epochs=arguments.clip_epochs)
+    vae = fit_patch_vae(pool.images)
+    tower, tokenizer = text_tower(clip_folder, pool.captions)
+    context = torch.cat([hidden_states(tower, tokenizer, pool.captions[i : i + 1000]) for i in range(0, len(pool.captions), 1000)])
+    nothing = hidden_states(tower, tokenizer, [""])[0]
+    trainer = Trainer(pool.images, context, nothing, pool.weights, vae, steps=arguments.generator_steps)
+    look = partial(write_samples, tower=tower, tokenizer=tokenizer, path=arguments.out / "samples.png")
+    trainer.run(arguments.out / "generator.pt", arguments.every, look)
+    pipeline = make_pipeline(trainer.average, vae, tower, tokenizer).to(dtype=torch.float16)
+    pipeline.save_pretrained(arguments.out / "stable-diffusion", safe_serialization=True)
+    write_checksums(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Puts the pocket world on disk at first use, in the layouts that the real things are published in.
+
+Writes below the cache folder (`ROG_CACHE`, or `~/.cache/rog`):
+  `pool/`        what LAION published: img_emb/ text_emb/ metadata/, images as webdataset shards, and planted.parquet (the truth)
+  `tasks/NAME/`  what CLIP_benchmark reads: {train,val,test}/{nshards.txt,0.tar}, classnames.txt, zeroshot_classification_templates.txt
+Both are sealed last (`pool.json`, `task.json`) with the checksum of every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mmh3
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from retrieve_or_generate.models import WEIGHTS, Clip, image_features, load_clip, text_features
+from retrieve_or_generate.pocket import captions
+from retrieve_or_generate.pocket.pictures import SEED_STUDY, SPLITS, TASKS, PoolRow, decode, evaluation_split, pool_rows
+from retrieve_or_generate.store import content_key, durable_file, locked, read_json, read_seal, remove_leftovers, seal, write_bytes
+
+_SHARD_ROWS = 5000
+_FORMAT = 1  # raise when what is written here changes
+
+
+def cache_folder() -> Path:
+    """Where things that can be made again are kept."""
+    return Path(os.environ.get("ROG_CACHE") or Path.home() / ".cache" / "rog")
+
+
+def world_folder() -> Path:
+    """The folder of this version of the pocket world: other pictures or other weights have another."""
+    weights = read_json(WEIGHTS / "checksums.json")["clip/open_clip_model.safetensors"]["sha256"]
+    return cache_folder() / f"pocket-{content_key([SEED_STUDY, _FORMAT, weights])}"
+
+
+def pool_folder() -> Path:
+    """The pocket pool, built if it is not there (about fifteen seconds on one core)."""
+    folder = world_folder() / "pool"
+    if not (folder / "pool.json").is_file():
+        with locked(folder, wait=True):
+            if not (folder / "pool.json").is_file():
+                remove_leftovers(folder)
+                with one_thread():
+                    _write_pool(folder, load_clip("pocket"))
+    return folder
+
+
+def task_folder(task: str) -> Path:
+    """One of the pocket tasks, built if it is not there."""
+    folder = world_folder() / "tasks" / task
+    if not (folder / "task.json").is_file():
+        with locked(folder, wait=True):
+            if not (folder / "task.json").is_file():
+                remove_leftovers(folder)
+                _write_task(folder, task)
+    return folder
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Products on one thread: their last bits depend on how many threads share them, and embeddings are kept."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """A tar of named bytes; equal members give equal files (no owner, no time)."""
+    with durable_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    with durable_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with durable_file(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _write_pool(folder: Path, clip: Clip) -> None:
+    rows = pool_rows()
+    for number, first in enumerate(range(0, len(rows), _SHARD_ROWS)):
+        part = rows[first : first + _SHARD_ROWS]
+        keys = [f"{number:05d}{i:04d}" for i in range(len(part))]
+        pixels = np.stack([decode(row.jpeg) for row in part]).transpose(0, 3, 1, 2)
+        images = image_features(clip, np.ascontiguousarray(pixels))
+        texts = text_features(clip, [row.caption for row in part])
+        _write_array(folder / f"img_emb/img_emb_{number:04d}.npy", images.astype(np.float16))
+        _write_array(folder / f"text_emb/text_emb_{number:04d}.npy", texts.astype(np.float16))
+        similarity = (images * texts).sum(1)
+        _write_table(folder / f"metadata/metadata_{number:04d}.parquet", _metadata(part, keys, first, similarity))
+        write_tar(folder / f"images/{number:05d}.tar", _members(part, keys))
+    _write_table(folder / "planted.parquet", pa.Table.from_pylist([{"row": i, **row.planted} for i, row in enumerate(rows)], _PLANTED))
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".npy", ".parquet", ".tar")]
+    seal(folder, "pool.json", content_key([SEED_STUDY, _FORMAT, clip.fingerprint]), files, pool="pocket", model="pocket", rows=len(rows))
+
+
+_PLANTED = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("kind", pa.string()),
+        ("task", pa.string()),
+        ("class_name", pa.string()),
+        ("caption_kind", pa.string()),
+        ("of", pa.string()),
+        ("identical", pa.bool_()),
+    ]
+)
+
+
+def _members(rows: Iterable[PoolRow], keys: list[str]) -> Iterator[tuple[str, bytes]]:
+    """What a download of the rows would have kept: nothing of a dead link."""
+    for key, row in zip(keys, rows, strict=True):
+        if not row.dead:
+            yield f"{key}.jpg", row.jpeg
+            yield f"{key}.txt", row.caption.encode()
+
+
+def _metadata(rows: tuple[PoolRow, ...], keys: list[str], first: int, similarity: np.ndarray) -> pa.Table:
+    urls = [f"https://pictures.example/{first + i:06d}.jpg" for i in range(len(rows))]
+    return pa.table(
+        {
+            "image_path": keys,
+            "caption": [row.caption for row in rows],
+            "NSFW": [row.nsfw or None for row in rows],
+            "similarity": pa.array(similarity, pa.float64()),
+            "LICENSE": ["?"] * len(rows),
+            "url": urls,
+            "key": keys,
+            "width": pa.array([32] * len(rows), pa.int32()),
+            "height": pa.array([32] * len(rows), pa.int32()),
+            "md5": [hashlib.md5(row.jpeg, usedforsecurity=False).hexdigest() for row in rows],
+            "punsafe": [row.punsafe for row in rows],
+            "hash": [mmh3.hash64((url + row.caption).encode())[0] for url, row in zip(urls, rows, strict=True)],
+        }
+    )
+
+
+def _write_task(folder: Path, task: str) -> None:
+    if task not in TASKS:
+        raise KeyError(task)
+    words = captions.VOCABULARIES[task]
+    for split in SPLITS:
+        members: list[tuple[str, bytes]] = []
+        for index, picture in enumerate(evaluation_split(task, split)):
+            key = f"{index:06d}"
+            members += [(f"{key}.cls", str(picture.label).encode()), (f"{key}.jpg", picture.jpeg)]
+        write_tar(folder / split / "0.tar", members)
+        write_bytes(folder / split / "nshards.txt", b"1")
+    write_bytes(folder / "classnames.txt", "\n".join(words.class_names).encode())
+    write_bytes(folder / "zeroshot_classification_templates.txt", "\n".join(t.replace("{}", "{c}") for t in words.templates).encode())
+    synonyms = [f"{name}\t{word}" for name in words.class_names for word in words.synonyms.get(name, ())]
+    write_bytes(folder / "synonyms.tsv", "\n".join(synonyms).encode())
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".tar", ".txt", ".tsv")]
+    seal(folder, "task.json", content_key([SEED_STUDY, _FORMAT, task]), files, task=task)
+
+
+def planted() -> pa.Table:
+    """The truth about every row of the pocket pool: its kind, task and class, and what it is a copy of."""
+    return pq.read_table(pool_folder() / "planted.parquet")
+
+
+def verify_world() -> None:
+    """Compare every file of the world on disk with its recorded checksum."""
+    read_seal(pool_folder(), "pool.json")
+    for task in TASKS:
+        read_seal(task_folder(task), "task.json")

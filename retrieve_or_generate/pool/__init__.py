@@ -1,0 +1,1 @@
+"""The upstream collection: reading its layout, searching it exactly, and through FAISS."""

@@ -1,0 +1,37 @@
+"""Tasks by name or folder. Adding a named one is an entry in `_NAMED`: a function that gives its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from retrieve_or_generate.errors import unknown_name
+from retrieve_or_generate.tasks.base import SPLITS, Split, SplitName, Task, read_task
+
+__all__ = ["SPLITS", "Split", "SplitName", "Task", "load_task", "task_names"]
+
+
+def _pocket(name: str) -> Path:
+    from retrieve_or_generate.pocket.world import task_folder
+    from retrieve_or_generate.store import read_seal
+
+    folder = task_folder(name)
+    read_seal(folder, "task.json")
+    return folder
+
+
+_NAMED: dict[str, Callable[[], Path]] = {name: partial(_pocket, name) for name in ("digits", "textures", "aircraft")}
+
+
+def task_names() -> list[str]:
+    return list(_NAMED)
+
+
+def load_task(name: str) -> Task:
+    """A named task, or the one in a folder; `UsageError` gives the nearest name."""
+    if name in _NAMED:
+        return read_task(_NAMED[name](), name)
+    if Path(name).is_dir():
+        return read_task(Path(name))
+    raise unknown_name("task", name, task_names())
