@@ -6,10 +6,8 @@ open_clip as they are. Weights are safetensors where there is a choice, and neve
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -18,16 +16,13 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
-from retrieve_or_generate.store import check_files, read_json, sha256_of
-
-WEIGHTS = Path(__file__).parent / "pocket" / "weights"
-_FOLDER_WEIGHTS = "open_clip_model.safetensors"
+from retrieve_or_generate.weights import CLIP_CONFIG, check_pocket_weights, clip_fingerprint, clip_folder
 
 
 class Clip(torch.nn.Module):
     """An open_clip model in evaluation mode with its own normalisation, preprocessing size and tokenizer.
 
-    `fingerprint` is 16 hex digits of the weights' sha256.
+    `fingerprint` names the weights (`weights.clip_fingerprint`).
     """
 
     mean: torch.Tensor
@@ -91,51 +86,28 @@ def load_clip(name: str = "pocket", device: str = "cpu") -> Clip:
         UsageError: no such model. IntegrityError: weights that are not those recorded, or not readable.
     """
     if name == "pocket":
-        folder = WEIGHTS / "clip"
-        check_weights("clip")
-        return _from_folder("pocket", folder, device)
-    if Path(name).is_dir():
-        return _from_folder(name, Path(name), device)
+        check_pocket_weights("clip")
+    folder = clip_folder(name)
+    if folder is not None:
+        return _load(name, f"local-dir:{folder}", None).to(device)
     if name.startswith("hf-hub:"):
-        return _from_open_clip(name, name, None, device)
+        return _load(name, name, None).to(device)
     architecture, found, tag = name.partition("/")
     if not found or architecture not in open_clip.list_models():
         raise UsageError(
-            f"unknown model {name!r}: give 'pocket', a folder with open_clip_config.json, 'hf-hub:ORG/REPO', "
-            "or ARCH/tag such as ViT-B-16/laion2b_s34b_b88k (python -c 'import open_clip; print(open_clip.list_pretrained())')"
+            f"unknown model {name!r}: give 'pocket', a folder with {CLIP_CONFIG}, 'hf-hub:ORG/REPO', or ARCH/tag such as "
+            "ViT-B-16/laion2b_s34b_b88k (all of them: python -c 'import open_clip; print(open_clip.list_pretrained())')"
         )
-    return _from_open_clip(name, architecture, tag, device)
+    return _load(name, architecture, tag).to(device)
 
 
-def check_weights(part: str) -> None:
-    """Compare the package's own weights under `part` with their recorded checksums."""
-    files = read_json(WEIGHTS / "checksums.json")
-    check_files(WEIGHTS, {path: record for path, record in files.items() if path.startswith(part + "/")})
-
-
-def _from_folder(name: str, folder: Path, device: str) -> Clip:
-    for needed in ("open_clip_config.json", _FOLDER_WEIGHTS):
-        if not (folder / needed).is_file():
-            raise UsageError(f"{folder}: no {needed}; a model folder is what open_clip's push_to_hf_hub or rog finetune writes")
+def _load(name: str, source: str, tag: str | None) -> Clip:
     try:
-        model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+        model, _, _ = open_clip.create_model_and_transforms(source, pretrained=tag, require_pretrained=tag is not None)
+        tokenizer = open_clip.get_tokenizer(source)
     except Exception as error:
-        raise IntegrityError(f"{folder}: open_clip cannot load it ({str(error).splitlines()[0]})") from error
-    return Clip(name, model.eval(), tokenizer, sha256_of(folder / _FOLDER_WEIGHTS)[:16]).to(device)
-
-
-def _from_open_clip(name: str, architecture: str, tag: str | None, device: str) -> Clip:
-    try:
-        model, _, _ = open_clip.create_model_and_transforms(architecture, pretrained=tag, require_pretrained=tag is not None)
-        tokenizer = open_clip.get_tokenizer(architecture)
-    except Exception as error:
-        raise UsageError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return Clip(name, model.eval(), tokenizer, digest.hexdigest()[:16]).to(device)
+        raise IntegrityError(f"model {name!r}: open_clip cannot load it ({str(error).splitlines()[0]})") from error
+    return Clip(name, model.eval(), tokenizer, clip_fingerprint(name))
 
 
 @torch.inference_mode()

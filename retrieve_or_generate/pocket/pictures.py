@@ -17,9 +17,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from retrieve_or_generate.pocket import captions, drawing
+from retrieve_or_generate.pocket.places import SEED_STUDY
 from retrieve_or_generate.seeds import generator_for
 
-SEED_STUDY = "pocket-world-1"
 TASKS = ("digits", "textures", "aircraft")
 SPLITS = ("train", "val", "test")
 POOL_ROWS = 20_000

@@ -17,6 +17,7 @@ from open_clip.loss import ClipLoss
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
+from retrieve_or_generate.pocket.places import SEED_STUDY
 from retrieve_or_generate.pocket.tokenizer import CONTEXT_LENGTH
 from retrieve_or_generate.seeds import seed_for
 
@@ -71,7 +72,7 @@ def train_clip(
     report: Callable[[int, open_clip.CLIP], None] | None = None,
 ) -> None:
     """`images` (n, 32, 32, 3) uint8 and their captions to a model folder. `report` sees the model after each epoch."""
-    seed = seed_for("pocket-world-1", "train clip")
+    seed = seed_for(SEED_STUDY, "train clip")
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     config = model_config(len(tokenizer.get_vocab()))

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from retrieve_or_generate.pocket.patch_vae import PatchVAE
+from retrieve_or_generate.pocket.places import SEED_STUDY
 from retrieve_or_generate.pocket.tokenizer import CONTEXT_LENGTH
 from retrieve_or_generate.pocket.train_clip import shifted
 from retrieve_or_generate.seeds import seed_for
@@ -165,7 +166,7 @@ class Trainer:
     ):
         """`images` (n, 32, 32, 3) uint8; `context` (n, context, width); `nothing` (context, width), the empty prompt's;
         `weights` (n,) how often each row is drawn relative to the others."""
-        seed = seed_for("pocket-world-1", "train generator")
+        seed = seed_for(SEED_STUDY, "train generator")
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,47 +21,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from retrieve_or_generate.models import WEIGHTS, Clip, image_features, load_clip, text_features
+from retrieve_or_generate.models import Clip, image_features, load_clip, text_features
 from retrieve_or_generate.pocket import captions
-from retrieve_or_generate.pocket.pictures import SEED_STUDY, SPLITS, TASKS, PoolRow, decode, evaluation_split, pool_rows
-from retrieve_or_generate.store import content_key, durable_file, locked, read_json, read_seal, remove_leftovers, seal, write_bytes
+from retrieve_or_generate.pocket.places import FORMAT, POOL_SEAL, SEED_STUDY, TASK_SEAL, pool_place, task_place
+from retrieve_or_generate.pocket.pictures import SPLITS, PoolRow, decode, evaluation_split, pool_rows
+from retrieve_or_generate.store import content_key, durable_file, locked, remove_leftovers, seal, write_bytes
 
 _SHARD_ROWS = 5000
-_FORMAT = 1  # raise when what is written here changes
 
 
-def cache_folder() -> Path:
-    """Where things that can be made again are kept."""
-    return Path(os.environ.get("ROG_CACHE") or Path.home() / ".cache" / "rog")
+def build_pool() -> None:
+    """Build the pocket pool if it is not there (about fifteen seconds on one core)."""
+    folder = pool_place()
+    with locked(folder, wait=True):
+        if not (folder / POOL_SEAL).is_file():
+            remove_leftovers(folder)
+            with one_thread():
+                _write_pool(folder, load_clip("pocket"))
 
 
-def world_folder() -> Path:
-    """The folder of this version of the pocket world: other pictures or other weights have another."""
-    weights = read_json(WEIGHTS / "checksums.json")["clip/open_clip_model.safetensors"]["sha256"]
-    return cache_folder() / f"pocket-{content_key([SEED_STUDY, _FORMAT, weights])}"
-
-
-def pool_folder() -> Path:
-    """The pocket pool, built if it is not there (about fifteen seconds on one core)."""
-    folder = world_folder() / "pool"
-    if not (folder / "pool.json").is_file():
-        with locked(folder, wait=True):
-            if not (folder / "pool.json").is_file():
-                remove_leftovers(folder)
-                with one_thread():
-                    _write_pool(folder, load_clip("pocket"))
-    return folder
-
-
-def task_folder(task: str) -> Path:
-    """One of the pocket tasks, built if it is not there."""
-    folder = world_folder() / "tasks" / task
-    if not (folder / "task.json").is_file():
-        with locked(folder, wait=True):
-            if not (folder / "task.json").is_file():
-                remove_leftovers(folder)
-                _write_task(folder, task)
-    return folder
+def build_task(task: str) -> None:
+    """Build one of the pocket tasks if it is not there."""
+    folder = task_place(task)
+    with locked(folder, wait=True):
+        if not (folder / TASK_SEAL).is_file():
+            remove_leftovers(folder)
+            _write_task(folder, task)
 
 
 @contextmanager
@@ -110,7 +94,7 @@ def _write_pool(folder: Path, clip: Clip) -> None:
         write_tar(folder / f"images/{number:05d}.tar", _members(part, keys))
     _write_table(folder / "planted.parquet", pa.Table.from_pylist([{"row": i, **row.planted} for i, row in enumerate(rows)], _PLANTED))
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".npy", ".parquet", ".tar")]
-    seal(folder, "pool.json", content_key([SEED_STUDY, _FORMAT, clip.fingerprint]), files, pool="pocket", model="pocket", rows=len(rows))
+    seal(folder, POOL_SEAL, content_key([SEED_STUDY, FORMAT, clip.fingerprint]), files, pool="pocket", model="pocket", rows=len(rows))
 
 
 _PLANTED = pa.schema(
@@ -155,8 +139,6 @@ def _metadata(rows: tuple[PoolRow, ...], keys: list[str], first: int, similarity
 
 
 def _write_task(folder: Path, task: str) -> None:
-    if task not in TASKS:
-        raise KeyError(task)
     words = captions.VOCABULARIES[task]
     for split in SPLITS:
         members: list[tuple[str, bytes]] = []
@@ -170,16 +152,10 @@ def _write_task(folder: Path, task: str) -> None:
     synonyms = [f"{name}\t{word}" for name in words.class_names for word in words.synonyms.get(name, ())]
     write_bytes(folder / "synonyms.tsv", "\n".join(synonyms).encode())
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".tar", ".txt", ".tsv")]
-    seal(folder, "task.json", content_key([SEED_STUDY, _FORMAT, task]), files, task=task)
+    seal(folder, TASK_SEAL, content_key([SEED_STUDY, FORMAT, task]), files, task=task)
 
 
 def planted() -> pa.Table:
     """The truth about every row of the pocket pool: its kind, task and class, and what it is a copy of."""
-    return pq.read_table(pool_folder() / "planted.parquet")
-
-
-def verify_world() -> None:
-    """Compare every file of the world on disk with its recorded checksum."""
-    read_seal(pool_folder(), "pool.json")
-    for task in TASKS:
-        read_seal(task_folder(task), "task.json")
+    build_pool()
+    return pq.read_table(pool_place() / "planted.parquet")

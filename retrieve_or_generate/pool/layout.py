@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.pocket.places import POOL_SEAL, pool_place
 from retrieve_or_generate.store import content_key, read_seal
 
 Modality = Literal["image", "text"]
@@ -70,7 +71,7 @@ class Pool:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits: of the recorded checksums where the pool is sealed, else of sizes and sampled content."""
-        sealed = read_seal(self.folder, "pool.json", verify=False)
+        sealed = read_seal(self.folder, POOL_SEAL, verify=False)
         if sealed:
             return content_key([sealed["key"], sealed["files"]])
         return content_key([_sampled(path) for shard in self.shards for path in (shard.image_embeddings, shard.metadata)])
@@ -157,15 +158,10 @@ def open_pool(name: str) -> Pool:
     Raises:
         UsageError: no pool there. IntegrityError: a file is missing, truncated, or does not fit the others; its name is given.
     """
-    if name == "pocket":
-        from retrieve_or_generate.pocket.world import pool_folder
-
-        folder = pool_folder()
-    else:
-        folder = Path(name)
+    folder = _pocket() if name == "pocket" else Path(name)
     if not (folder / "img_emb").is_dir():
         raise UsageError(f"unknown pool {name!r}: give 'pocket', or a folder with img_emb/ and metadata/ as clip-retrieval writes it")
-    sealed = read_seal(folder, "pool.json")
+    sealed = read_seal(folder, POOL_SEAL)
     shards = tuple(_shards(folder))
     if not shards:
         raise UsageError(f"{folder}: empty pool, no img_emb/img_emb_*.npy")
@@ -174,6 +170,15 @@ def open_pool(name: str) -> Pool:
         raise IntegrityError(f"{folder}: shards of different dimensions {sorted(dims)}")
     record = sealed or {}
     return Pool(folder, record.get("pool", folder.name), record.get("model", "unknown"), dims.pop(), shards)
+
+
+def _pocket() -> Path:
+    folder = pool_place()
+    if not (folder / POOL_SEAL).is_file():
+        from retrieve_or_generate.pocket.world import build_pool  # loads torch, which a finished world does not need
+
+        build_pool()
+    return folder
 
 
 def _shards(folder: Path) -> list[PoolShard]:

@@ -7,17 +7,20 @@ from functools import partial
 from pathlib import Path
 
 from retrieve_or_generate.errors import unknown_name
+from retrieve_or_generate.pocket.places import TASK_SEAL, task_place
+from retrieve_or_generate.store import read_seal
 from retrieve_or_generate.tasks.base import SPLITS, Split, SplitName, Task, read_task
 
 __all__ = ["SPLITS", "Split", "SplitName", "Task", "load_task", "task_names"]
 
 
 def _pocket(name: str) -> Path:
-    from retrieve_or_generate.pocket.world import task_folder
-    from retrieve_or_generate.store import read_seal
+    folder = task_place(name)
+    if not (folder / TASK_SEAL).is_file():
+        from retrieve_or_generate.pocket.world import build_task  # loads torch, which a finished world does not need
 
-    folder = task_folder(name)
-    read_seal(folder, "task.json")
+        build_task(name)
+    read_seal(folder, TASK_SEAL)
     return folder
 
 

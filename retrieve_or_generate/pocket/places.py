@@ -1,0 +1,32 @@
+"""Where this version of the pocket world lies. Loads nothing, so that a finished run can be recognised in a moment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from retrieve_or_generate.store import content_key, read_json
+from retrieve_or_generate.weights import POCKET_WEIGHTS
+
+SEED_STUDY = "pocket-world-1"
+POOL_SEAL, TASK_SEAL = "pool.json", "task.json"
+FORMAT = 1  # raise when what is written below `world_folder` changes
+
+
+def cache_folder() -> Path:
+    """Where things that can be made again are kept: `ROG_CACHE`, or `~/.cache/rog`."""
+    return Path(os.environ.get("ROG_CACHE") or Path.home() / ".cache" / "rog")
+
+
+def world_folder() -> Path:
+    """The folder of this version of the pocket world: other pictures or other weights have another."""
+    weights = read_json(POCKET_WEIGHTS / "checksums.json")["clip/open_clip_model.safetensors"]["sha256"]
+    return cache_folder() / f"pocket-{content_key([SEED_STUDY, FORMAT, weights])}"
+
+
+def pool_place() -> Path:
+    return world_folder() / "pool"
+
+
+def task_place(name: str) -> Path:
+    return world_folder() / "tasks" / name
