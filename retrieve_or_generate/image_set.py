@@ -14,7 +14,7 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -103,7 +103,7 @@ class _Tar:
     """One shard being written. Every member has the same date, owner and mode."""
 
     def __init__(self, path: Path, exits: ExitStack):
-        self._file = exits.enter_context(tarfile.open(path, "w", format=tarfile.USTAR_FORMAT))
+        self._file = exits.enter_context(tarfile.TarFile(path, "w", format=tarfile.USTAR_FORMAT))
         self.members = 0
 
     def add(self, name: str, data: bytes) -> None:
@@ -223,12 +223,12 @@ class ImageSetWriter(AbstractContextManager["ImageSetWriter"]):
         seal(self._folder, CANDIDATES_SEAL, self._key, files, **self._record)
 
 
-def candidates_record(folder: Path, key: str | None = None) -> dict[str, Any] | None:
-    """What `finish` recorded, its files verified; None while the candidates are unfinished, or made with another key."""
+def candidates_record(folder: Path, key: str | None = None, verify: bool = True) -> dict[str, Any] | None:
+    """What `finish` recorded, its files verified; None while the candidates are unfinished or made with another key."""
     path = folder / CANDIDATES_SEAL
     if not path.is_file() or "unfinished" in read_json(path):
         return None
-    return read_seal(folder, CANDIDATES_SEAL, key)
+    return read_seal(folder, CANDIDATES_SEAL, key, verify)
 
 
 def _counts_by_reason(manifest: pd.DataFrame, class_names: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -247,7 +247,7 @@ def _counts_by_reason(manifest: pd.DataFrame, class_names: Sequence[str]) -> dic
 
 def seal_image_set(folder: Path, manifest: pa.Table, **record: Any) -> None:
     """Write `manifest.parquet`, then `image_set.json` last: the candidates' key and config, `record`, counts and checksums."""
-    candidates = candidates_record(folder)
+    candidates = candidates_record(folder, verify=False)
     if candidates is None:
         raise UsageError(f"{folder}: its candidates are unfinished; run the same command again")
     write_table(folder / MANIFEST_TABLE, manifest)
@@ -267,6 +267,7 @@ class ImageSet:
         self.task: str = record["task"]
         self.source: str = record["source"]
         self.class_names: tuple[str, ...] = tuple(record["class_names"])
+        self._reader = ShardReader(folder)
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
@@ -308,9 +309,13 @@ class ImageSet:
         return generator_for("image set", "order", order_seed, self.class_names[label]).permutation(count)
 
     def images(self, keys: Sequence[str]) -> list[bytes]:
-        """The images' bytes as stored, in the order of `keys`. Raises `IntegrityError` if a shard does not hold one."""
-        shards = self.manifest.set_index("key")["shard"].reindex(list(keys)).fillna("")
-        return read_images(self.folder, list(zip(shards.tolist(), keys, strict=True)))
+        """The images' bytes as stored, in the order of `keys`. Raises `KeyError` for a key that is no candidate's and
+        `IntegrityError` for one whose image no shard holds.
+        """
+        shards = self.manifest.set_index("key")["shard"].reindex(list(keys))
+        if shards.isna().any():
+            raise KeyError(f"{self.folder}: no candidate {shards.index[shards.isna()][0]!r}")
+        return self._reader.read(list(zip(shards.tolist(), keys, strict=True)))
 
 
 def _member_places(path: Path) -> dict[str, tuple[int, int]]:
@@ -331,28 +336,37 @@ def _member_places(path: Path) -> dict[str, tuple[int, int]]:
     return places
 
 
-def read_images(folder: Path, places: Iterable[tuple[str, str]]) -> list[bytes]:
-    """Image bytes for pairs of (shard, key), in their order; shards are read by offset. Raises `IntegrityError`."""
-    wanted = list(places)
-    found: dict[tuple[str, str], bytes] = {}
-    for shard in sorted({shard for shard, _ in wanted}):
-        path = folder / shard
-        if not _SHARD.fullmatch(shard) or not path.is_file():
-            raise IntegrityError(
-                f"{folder}: no shard {shard!r} that should hold {next(k for s, k in wanted if s == shard)!r}"
-            )
-        try:
-            members = _member_places(path)
-        except tarfile.TarError as error:
-            raise IntegrityError(f"{path}: not readable as a tar file ({error})") from error
-        with path.open("rb") as file:
-            for key in (key for name, key in wanted if name == shard):
-                if key not in members:
-                    raise IntegrityError(f"{path}: holds no image {key!r}")
-                offset, size = members[key]
-                file.seek(offset)
-                found[shard, key] = file.read(size)
-    return [found[place] for place in wanted]
+class ShardReader:
+    """Reads images out of the shards of `folder` by offset; each shard's members are listed once."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._members: dict[str, dict[str, tuple[int, int]]] = {}
+
+    def _listed(self, shard: str) -> dict[str, tuple[int, int]]:
+        if shard not in self._members:
+            path = self._folder / shard
+            if not _SHARD.fullmatch(shard) or not path.is_file():
+                raise IntegrityError(f"{path}: no such shard, but the manifest names it")
+            try:
+                self._members[shard] = _member_places(path)
+            except tarfile.TarError as error:
+                raise IntegrityError(f"{path}: not readable as a tar file ({error})") from error
+        return self._members[shard]
+
+    def read(self, places: Sequence[tuple[str, str]]) -> list[bytes]:
+        """Image bytes for pairs of (shard, key), in their order. Raises `IntegrityError` for one that is not there."""
+        found: dict[tuple[str, str], bytes] = {}
+        for shard in dict.fromkeys(shard for shard, _ in places):
+            members = self._listed(shard)
+            with (self._folder / shard).open("rb") as file:
+                for key in (key for name, key in places if name == shard):
+                    if key not in members:
+                        raise IntegrityError(f"{self._folder / shard}: holds no image {key!r}")
+                    offset, size = members[key]
+                    file.seek(offset)
+                    found[shard, key] = file.read(size)
+        return [found[place] for place in places]
 
 
 def load_image_set(folder: Path, task: str | None = None, verify: bool = True) -> ImageSet:

@@ -1,0 +1,30 @@
+"""The CLIP score of an image for its class, and the share of each class that it keeps (2406.05184, section 3.3)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def clip_scores(features: np.ndarray, class_weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Cosine of each image with its own class: (n, d) and (d, classes), both of unit length, and (n,) to (n,) float32.
+
+    A class is one vector, the normalised mean over its templates, as in the paper's code (its text says maximum).
+    """
+    return np.asarray(np.einsum("nd,dn->n", features, class_weights[:, labels]), dtype=np.float32)
+
+
+def places(scores: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The place of each image within its class, (n,) int64: 0 has the best score; equal scores stand in order of key."""
+    order = np.lexsort((keys, -scores, labels))
+    sorted_labels = labels[order]
+    first_of_class = np.searchsorted(sorted_labels, sorted_labels, side="left")
+    result = np.empty(len(labels), np.int64)
+    result[order] = np.arange(len(labels)) - first_of_class
+    return result
+
+
+def top_fraction(scores: np.ndarray, labels: np.ndarray, keys: np.ndarray, fraction: float) -> np.ndarray:
+    """Which images are among the best `fraction` of their class, (n,) bool; at least one of every class that has any."""
+    counts = np.bincount(labels)
+    most = np.ceil(np.round(fraction * counts, 9)).astype(np.int64)
+    return np.asarray(places(scores, labels, keys) < most[labels])
