@@ -60,8 +60,8 @@ class Interval:
 class Equivalence:
     """How many images of A do what a given number of B does.
 
-    `images` is read from the mean curve, nan when outside A's scales. `low` and `high` are the least and the most over the
-    seeds: `low` is 0 when a seed needs fewer than A's smallest scale, `high` is inf when one needs more than its largest.
+    `images` is read from the mean curve; `low` and `high` are the least and the most over the n seeds. 0 stands for fewer than
+    A's smallest scale, inf for more than its largest: a curve is never extended beyond its scales.
     """
 
     images: float
@@ -168,30 +168,29 @@ def minimum_detectable_effect(sd: float, n: int, power: float = 0.8, confidence:
     return sd * float(optimize.brentq(lambda effect: paired_t_power(effect, 1.0, n, confidence) - power, 0.0, high))
 
 
-def _bracket(scales: np.ndarray, scores: np.ndarray, target: float) -> tuple[float, float]:
-    """The scale at which a rising curve, linear in log scale, reaches `target`, twice; or the open side it lies on."""
+def _images_needed(scales: np.ndarray, scores: np.ndarray, target: float) -> float:
+    """The scale at which a curve, made rising and linear in log scale, reaches `target`; 0 or inf outside of its scales."""
     rising = optimize.isotonic_regression(scores).x
     if target < rising[0]:
-        return 0.0, float(scales[0])
+        return 0.0
     if target > rising[-1]:
-        return float(scales[-1]), math.inf
+        return math.inf
     right = int(np.searchsorted(rising, target))  # the first scale that reaches it
     if right == 0:
-        return float(scales[0]), float(scales[0])
+        return float(scales[0])
     share = (target - rising[right - 1]) / (rising[right] - rising[right - 1])
-    images = math.exp(math.log(scales[right - 1]) + share * math.log(scales[right] / scales[right - 1]))
-    return images, images
+    return float(scales[right - 1] * (scales[right] / scales[right - 1]) ** share)
 
 
 def data_equivalence(scales: Sequence[int], scores: ArrayLike, target: ArrayLike) -> Equivalence:
     """How many images of A score as B does at one scale.
 
     `scales` (m,) strictly rising; `scores` (m, n) of A, one column a seed; `target` (n,) of B at the same seeds. A's curve is
-    made monotone (isotonic regression) and read linearly in log scale; it is never extended beyond its scales.
+    made monotone by isotonic regression and read linearly in log scale.
     """
     x, y, goal = _finite(scales, 1), _finite(scores, 2), _finite(target, 1)
     if y.shape != (len(x), len(goal)) or (np.diff(x) <= 0).any() or x[0] <= 0:
         raise ValueError(f"scales {x.shape} (rising), scores {y.shape} and target {goal.shape} do not fit")
-    low, high = _bracket(x, y.mean(axis=1), float(goal.mean()))
-    lows, highs = zip(*(_bracket(x, y[:, seed], goal[seed]) for seed in range(len(goal))), strict=True)
-    return Equivalence(low if low == high else math.nan, min(lows), max(highs), len(goal))
+    by_seed = [_images_needed(x, y[:, seed], goal[seed]) for seed in range(len(goal))]
+    mean = _images_needed(x, y.mean(axis=1), float(goal.mean()))
+    return Equivalence(mean, min(by_seed), max(by_seed), len(goal))

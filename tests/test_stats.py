@@ -178,11 +178,10 @@ def test_equivalence_is_read_linearly_in_log_scale() -> None:
 
 def test_equivalence_never_leaves_the_scales_measured() -> None:
     curve = [[0.5], [0.6]]
-    beyond, below = stats.data_equivalence([50, 100], curve, [0.9]), stats.data_equivalence([50, 100], curve, [0.1])
-    assert math.isnan(beyond.images)
-    assert (beyond.low, beyond.high) == (100, math.inf)
-    assert math.isnan(below.images)
-    assert (below.low, below.high) == (0, 50)
+    assert stats.data_equivalence([50, 100], curve, [0.9]) == stats.Equivalence(math.inf, math.inf, math.inf, 1)
+    assert stats.data_equivalence([50, 100], curve, [0.1]) == stats.Equivalence(0, 0, 0, 1)
+    straddling = stats.data_equivalence([50, 100], [[0.5, 0.5], [0.6, 0.6]], [0.1, 0.9])
+    assert (straddling.images, straddling.low, straddling.high) == (50, 0, math.inf)
     assert stats.data_equivalence([50, 100], curve, [0.5]).images == 50
     assert stats.data_equivalence([50, 100], curve, [0.6]).images == pytest.approx(100)
 

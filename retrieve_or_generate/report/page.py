@@ -1,0 +1,284 @@
+"""The one HTML page of a run: self-contained, no scripts, nothing fetched, the same bytes for the same run folder."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+import pandas as pd
+
+from retrieve_or_generate.experiment import dump_experiment
+from retrieve_or_generate.image_set import REASONS, ImageSet
+from retrieve_or_generate.report import pictures
+from retrieve_or_generate.report.drawing import Drawing
+from retrieve_or_generate.report.escaping import shortened, visible
+from retrieve_or_generate.report.run import Run
+from retrieve_or_generate.report.tables import METRICS, REASON_WORDS, in_order
+from retrieve_or_generate.report.verdict import POCKET_CAVEAT, PRIMARY_METRIC, PRIMARY_PAIR, count_of
+
+_HERE = Path(__file__).parent
+_OUTCOMES = {
+    "difference": "{winner} wins",
+    "lead": "No claim",
+    "no_difference_shown": "No difference shown",
+    "no_claim": "No claim",
+}
+_STATUS_WORDS = {"difference": "beats", "lead": "ahead, no claim", "no_difference_shown": "no difference shown"}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything that is drawn for the page."""
+
+    contrasts: dict[str, Drawing]
+    accuracy: dict[tuple[str, str], Drawing]
+    overview: Drawing
+    curation: dict[str, Drawing]
+    cost: Drawing
+
+    def all(self) -> list[Drawing]:
+        return [*self.contrasts.values(), *self.accuracy.values(), self.overview, *self.curation.values(), self.cost]
+
+
+def _embedded(drawing: Drawing, task: str = "") -> dict[str, str]:
+    return {
+        "uri": pictures.data_uri(drawing.svg, "image/svg+xml"),
+        "words": visible(drawing.words),
+        "task": shortened(task, 60),
+    }
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{value * 100:.1f}".replace("-", "−")
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
+
+
+def _summary(run: Run) -> str:
+    results = run.results
+    sources = in_order(source for source in results["source"] if source != "none")
+    scales = sorted({int(scale) for scale in results["scale"] if scale > 0})
+    seeds = count_of("seed", results["seed"].nunique())
+    trials = results.drop_duplicates("trial")
+    against = ", against CLIP off the shelf" if (results["source"] == "none").any() else ""
+    return (
+        f"CLIP adapted to {count_of('task', results['task'].nunique())} with {_listed(sources)} images, "
+        f"{_listed(f'{scale:,}' for scale in scales)} of them, {seeds}{against}: {len(trials)} trials."
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = [visible(name) for name in names] or ["none"]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _cards(verdict: dict[str, Any], figures: Figures) -> list[dict[str, Any]]:
+    primary = {contrast["task"]: contrast for contrast in verdict["contrasts"] if contrast["primary"]}
+    cards = []
+    for headline in verdict["headlines"]:
+        task, winner = headline["task"], headline["winner"]
+        card: dict[str, Any] = {
+            "task": shortened(task, 60),
+            "sentence": headline["sentence"][0].upper() + headline["sentence"][1:],
+        }
+        card["outcome"] = _OUTCOMES[headline["status"]].format(winner=str(winner).capitalize())
+        card["won"] = winner if winner in PRIMARY_PAIR else None
+        card |= {"detectable": None, "contrast": None}
+        detectable = primary.get(task, {}).get("minimum_detectable_effect")
+        if headline["status"] == "no_difference_shown" and detectable:
+            card["detectable"] = (
+                f"With this spread, {detectable * 100:.1f} points would have been shown in four of five runs."
+            )
+        if task in figures.contrasts:
+            card["contrast"] = _embedded(figures.contrasts[task], task)
+        cards.append(card)
+    return cards
+
+
+def _with_first(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Mark each row whose `name` differs from the row above: there a rule is drawn."""
+    above = [None, *(row[name] for row in rows)]
+    return [row | {"first": row[name] != before} for row, before in zip(rows, above, strict=False)]
+
+
+def _cell_rows(verdict: dict[str, Any], tasks: Sequence[str]) -> list[dict[str, Any]]:
+    rank = {task: index for index, task in enumerate(tasks)}
+    sources = in_order(row["source"] for row in verdict["cells"])
+    ordered = sorted(
+        verdict["cells"], key=lambda row: (rank[row["task"]], row["metric"], sources.index(row["source"]), row["scale"])
+    )
+    rows = [
+        {
+            "task": shortened(row["task"], 40),
+            "metric": visible(row["metric"]),
+            "source": visible(row["source"]),
+            "scale": f"{row['scale']:,}",
+            "mean": _points(row["mean"]),
+            "sd": _points(row["sd"]),
+            "n": row["n"],
+            "values": "  ".join(_points(value) for value in row["values"]),
+            "block": (row["task"], row["metric"]),
+        }
+        for row in ordered
+    ]
+    return _with_first(rows, "block")
+
+
+def _contrast_rows(verdict: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for row in verdict["contrasts"]:
+        bounds = f"[{_points(row['low'])}, {_points(row['high'])}]" if row["low"] is not None else ""
+        rows.append(
+            {
+                "task": shortened(row["task"], 40),
+                "metric": METRICS[row["metric"]],
+                "scale": f"{row['scale']:,}",
+                "pair": visible(f"{row['a']} − {row['b']}") + (" (primary)" if row["primary"] else ""),
+                "mean": _points(row["mean"]),
+                "interval": bounds,
+                "n": row["n"],
+                "detectable": _points(row["minimum_detectable_effect"]),
+                "outcome": _STATUS_WORDS.get(row["status"], "no claim"),
+                "block": (row["task"], row["metric"], row["scale"]),
+                **{name: _p(row[name]) for name in ("p_t", "p_holm", "p_sign_flip")},
+            }
+        )
+    return _with_first(rows, "block")
+
+
+def _cost_rows(costs: pd.DataFrame) -> list[dict[str, Any]]:
+    order = [*in_order(source for source in costs["source"] if source != "shared"), "shared"]
+    rows = []
+    for row in sorted(costs.to_dict("records"), key=lambda row: order.index(row["source"])):
+        count = row["images"]
+        rows.append(
+            {
+                "source": "off the shelf" if row["source"] == "none" else visible(row["source"]),
+                "stage": shortened(row["stage"], 40),
+                "seconds": f"{row['seconds']:.1f}",
+                "images": f"{count:,} trials" if row["stage"] == "finetune" else f"{count:,}" if count else "",
+                "rate": f"{row['seconds'] / count * 1000:.1f}" if count and row["stage"] != "finetune" else "",
+                "memory": f"{row['memory_gib']:.2f}" if math.isfinite(row["memory_gib"]) else "",
+            }
+        )
+    return _with_first(rows, "source")
+
+
+def _of_tasks(sets: Sequence[ImageSet], tasks: Sequence[str]) -> list[tuple[str, list[ImageSet]]]:
+    return [(task, [image_set for image_set in sets if image_set.task == task]) for task in tasks]
+
+
+def _galleries(run: Run) -> list[dict[str, Any]]:
+    found = [(task, pictures.gallery(sets)) for task, sets in _of_tasks(run.sets, run.tasks)]
+    return [vars(gallery) | {"task": shortened(task, 60)} for task, gallery in found if gallery]
+
+
+def _strengths(run: Run) -> list[dict[str, Any]]:
+    found = [(task, pictures.strength_strip(sets)) for task, sets in _of_tasks(run.sets, run.tasks)]
+    return [vars(strip) | {"task": shortened(task, 60)} for task, strip in found if strip]
+
+
+def _environment(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for name, value in sorted(values.items()):
+        if isinstance(value, dict):
+            rows += _environment(value, f"{prefix}{name}.")
+        else:
+            rows.append((visible(prefix + name), visible(str(value))))
+    return rows
+
+
+def _exploratory_words(verdict: dict[str, Any]) -> str:
+    number = sum(not contrast["primary"] and contrast["low"] is not None for contrast in verdict["contrasts"])
+    by_chance = number * (1 - verdict["confidence"])
+    return (
+        f"there are {number}; if no source differed from another, about {by_chance:.0f} of their intervals would leave "
+        "out 0 all the same."
+    )
+
+
+def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
+    sections = [
+        ("verdict", "Verdict", True),
+        ("accuracy", "Accuracy", True),
+        ("images", "Images", True),
+        ("strength", "Strength", context["strengths"]),
+        ("curation", "Curation", context["curation"]),
+        ("cost", "Cost", True),
+        ("reading", "How to read this", True),
+        ("numbers", "All numbers", True),
+    ]
+    return [(anchor, name) for anchor, name, there in sections if there]
+
+
+def _metric_blocks(run: Run, figures: Figures) -> list[dict[str, Any]]:
+    blocks = []
+    for metric, words in METRICS.items():
+        panels = [
+            _embedded(figures.accuracy[task, metric], task) for task in run.tasks if (task, metric) in figures.accuracy
+        ]
+        if panels:
+            blocks.append({"name": words[0].upper() + words[1:], "panels": panels})
+    return blocks
+
+
+def _curation_context(run: Run, figures: Figures, curation: list[dict[str, Any]]) -> dict[str, Any]:
+    seen = [reason for reason in REASONS if any(row["reasons"][reason] for row in curation)]
+    shown = [
+        row | {"task": shortened(row["task"], 40), "emptiest": shortened(row["emptiest"], 30)}
+        for task in run.tasks
+        for row in curation
+        if row["task"] == task
+    ]
+    return {
+        "curation": _with_first(shown, "task"),
+        "reasons": [{"name": reason, "words": REASON_WORDS[reason]} for reason in seen],
+        "curation_panels": [_embedded(figures.curation[task], task) for task in run.tasks if task in figures.curation],
+    }
+
+
+def render(
+    run: Run, verdict: dict[str, Any], figures: Figures, curation: list[dict[str, Any]], costs: pd.DataFrame
+) -> bytes:
+    """The page as UTF-8. Text from outside is made visible here and escaped by jinja2."""
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    context: dict[str, Any] = {
+        "title": visible(run.experiment.name),
+        "style": markupsafe.Markup(style),
+        "style_hash": f"sha256-{digest}",
+        "summary": _summary(run),
+        "pocket": run.pocket,
+        "pocket_caveat": POCKET_CAVEAT,
+        "primary_words": f"{' − '.join(PRIMARY_PAIR)}, {METRICS[PRIMARY_METRIC]} on test",
+        "cards": _cards(verdict, figures),
+        "any_contrast": bool(figures.contrasts),
+        "caveats": [caveat for caveat in verdict["caveats"] if caveat != POCKET_CAVEAT],
+        "metrics": _metric_blocks(run, figures),
+        "equivalences": [row["sentence"][0].upper() + row["sentence"][1:] for row in verdict["equivalences"]],
+        "galleries": _galleries(run),
+        "per_class": pictures.PER_STRIP * pictures.STRIPS,
+        "strengths": _strengths(run),
+        "cost_panel": _embedded(figures.cost),
+        "costs": _cost_rows(costs),
+        "devices": _listed(sorted(set(run.results["device"]))),
+        "exploratory_words": _exploratory_words(verdict),
+        "cells": _cell_rows(verdict, run.tasks),
+        "contrasts": _contrast_rows(verdict),
+        "experiment_file": "\n".join(visible(line) for line in dump_experiment(run.experiment).splitlines()),
+        "environment": _environment(run.environment),
+        **_curation_context(run, figures, curation),
+    }
+    context["contents"] = _contents(context)
+    loader = jinja2.FileSystemLoader(_HERE)
+    engine = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return engine.get_template("page.html.j2").render(context).encode()
