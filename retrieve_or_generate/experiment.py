@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from retrieve_or_generate.errors import UsageError
 
 Source = Literal["none", "retrieved", "synthetic", "perturbed"]
+Strength = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -52,7 +53,8 @@ class SynthesizeSettings(Settings):
 class PerturbSettings(Settings):
     """Image-to-image generation from retrieved images (section 5.1 of 2406.05184)."""
 
-    strength: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field((0.4,), min_length=1, description="the γ of the paper")
+    strength: Strength = Field(0.4, description="the γ of the paper, of the set that is trained on")
+    shown: tuple[Strength, ...] = Field((0.2, 0.6, 0.8), description="further strengths, one image a class, for the report")
 
 
 class CurateSettings(Settings):
