@@ -29,12 +29,18 @@ class Settings(BaseModel):
 class RetrieveSettings(Settings):
     """How a pool is searched for a task's classes."""
 
-    strategy: Literal["semantic", "substring", "both"] = Field("semantic", description="search embeddings, captions, or both")
-    modalities: tuple[Literal["image", "text"], ...] = Field(("text",), description="text→image and/or text→caption search")
+    strategy: Literal["semantic", "substring", "both"] = Field(
+        "semantic", description="search embeddings, captions, or both"
+    )
+    modalities: tuple[Literal["image", "text"], ...] = Field(
+        ("text",), description="text→image and/or text→caption search"
+    )
     k: int = Field(300, ge=1, description="neighbours per query")
     engine: Literal["scan", "index"] = Field("scan", description="exact streaming scan, or the FAISS index of a recipe")
     index: str = Field("pocket", description="recipe in indexes/, for engine: index")
-    caption_semantics: Literal["substring", "token", "word"] = Field("substring", description="what counts as a caption match")
+    caption_semantics: Literal["substring", "token", "word"] = Field(
+        "substring", description="what counts as a caption match"
+    )
     candidates_per_class: int = Field(300, ge=1, description="best-scoring candidates kept per class before curation")
     nsfw: Literal["drop", "keep"] = Field("drop", description="drop rows whose tag is NSFW")
     fetch: Literal["shards", "http"] = Field("shards", description="images from the pool's shards, or downloaded anew")
@@ -54,7 +60,9 @@ class PerturbSettings(Settings):
     """Image-to-image generation from retrieved images (section 5.1 of 2406.05184)."""
 
     strength: Strength = Field(0.4, description="the γ of the paper, of the set that is trained on")
-    shown: tuple[Strength, ...] = Field((0.2, 0.6, 0.8), description="further strengths, one image a class, for the report")
+    shown: tuple[Strength, ...] = Field(
+        (0.2, 0.6, 0.8), description="further strengths, one image a class, for the report"
+    )
 
 
 class CurateSettings(Settings):
@@ -70,22 +78,33 @@ class CurateSettings(Settings):
 class FinetuneSettings(Settings):
     """How CLIP is adapted to a training set."""
 
-    recipe: Literal["equal_updates", "paper"] = Field("equal_updates", description="equal updates at all scales, or 30 epochs")
+    recipe: Literal["equal_updates", "paper"] = Field(
+        "equal_updates", description="equal updates at all scales, or 30 epochs"
+    )
     updates: int = Field(60, ge=0, description="optimizer steps, whatever the scale (recipe: equal_updates)")
     epochs: int = Field(30, ge=1, description="passes over the set (recipe: paper)")
     batch_size: int = Field(48, ge=1, description="images per update")
-    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field((3e-4,), min_length=1, description="tried in turn, chosen on val")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (3e-4,), min_length=1, description="tried in turn, chosen on val"
+    )
     head_learning_rate_factor: float = Field(1.0, gt=0, description="head's rate relative to the tower's")
     weight_decay: float = Field(0.1, ge=0, description="AdamW")
-    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of updates with rising rate (recipe: paper: 500 steps)")
+    warmup_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of updates with rising rate (recipe: paper: 500 steps)"
+    )
     evaluations: int = Field(3, ge=1, description="evenly spaced looks at val; the best is kept")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="type of the tower's products; weights are float32"
+    )
 
 
 class ProbeSettings(Settings):
     """Multinomial regression on frozen features of the task's own training images."""
 
     inverse_regularisation: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.1, 1.0, 10.0, 100.0, 1000.0), min_length=1, description="C of scikit-learn's LogisticRegression, chosen on val"
+        (0.1, 1.0, 10.0, 100.0, 1000.0),
+        min_length=1,
+        description="C of scikit-learn's LogisticRegression, chosen on val",
     )
 
 
@@ -94,11 +113,17 @@ class Experiment(Settings):
 
     name: str = Field("pocket", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     pool: str = Field("pocket", description="the pocket pool, or a folder in LAION's layout")
-    model: str = Field("pocket", description="CLIP to search, filter and fine-tune with: pocket, a folder, or ARCH/tag of open_clip")
-    generator: str = Field("pocket", description="the pocket Stable Diffusion, or a folder or Hub id of a diffusers pipeline")
+    model: str = Field(
+        "pocket", description="CLIP to search, filter and fine-tune with: pocket, a folder, or ARCH/tag of open_clip"
+    )
+    generator: str = Field(
+        "pocket", description="the pocket Stable Diffusion, or a folder or Hub id of a diffusers pipeline"
+    )
     tasks: tuple[str, ...] = Field(("digits", "textures", "aircraft"), min_length=1)
     sources: tuple[Source, ...] = Field(("none", "retrieved", "synthetic", "perturbed"), min_length=1)
-    scales: tuple[Annotated[int, Field(ge=1)], ...] = Field((50, 100, 200), min_length=1, description="images per training set")
+    scales: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (50, 100, 200), min_length=1, description="images per training set"
+    )
     seeds: int = Field(3, ge=1, le=1000, description="trials per cell of the grid")
     retrieve: RetrieveSettings = RetrieveSettings()
     synthesize: SynthesizeSettings = SynthesizeSettings()

@@ -144,7 +144,9 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
-            raise UsageError(f"{folder}: in use by another run (process {holder}); wait for it or choose another --out") from error
+            raise UsageError(
+                f"{folder}: in use by another run (process {holder}); wait for it or choose another --out"
+            ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield

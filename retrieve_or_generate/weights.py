@@ -28,7 +28,9 @@ def generator_folder(name: str) -> Path | None:
     if not folder.is_dir():
         return None
     if not (folder / "model_index.json").is_file():
-        raise UsageError(f"{folder}: no model_index.json; a generator is a folder that diffusers' save_pretrained wrote")
+        raise UsageError(
+            f"{folder}: no model_index.json; a generator is a folder that diffusers' save_pretrained wrote"
+        )
     return folder
 
 

@@ -28,7 +28,12 @@ class Vocabulary:
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _WING_WORDS = {"merlin": "straight wing", "falcon": "swept wing", "vulcan": "delta wing"}
-_ENGINE_WORDS = {1: ("single engine", "one prop"), 2: ("twin engine", "two prop"), 3: ("trijet", "three engine"), 4: ("four engine", "quad engine")}
+_ENGINE_WORDS = {
+    1: ("single engine", "one prop"),
+    2: ("twin engine", "two prop"),
+    3: ("trijet", "three engine"),
+    4: ("four engine", "quad engine"),
+}
 
 DIGITS = Vocabulary(
     class_names=_DIGITS,
@@ -44,8 +49,20 @@ DIGITS = Vocabulary(
         "handwritten {}, {fg} on {bg}",
     ),
     other_sense=("{} day holiday deal", "top {} photo of the week", "{} reasons to visit", "set of {} prints"),
-    inside_word=("stone wall", "phone case", "network map", "seventeen magazine", "sixteen candles", "weight loss tips",
-                 "canine care", "fourteen days", "subzero weather", "threefold paper", "eighteen holes", "height chart"),
+    inside_word=(
+        "stone wall",
+        "phone case",
+        "network map",
+        "seventeen magazine",
+        "sixteen candles",
+        "weight loss tips",
+        "canine care",
+        "fourteen days",
+        "subzero weather",
+        "threefold paper",
+        "eighteen holes",
+        "height chart",
+    ),
 )
 
 TEXTURE_WORDS = Vocabulary(
@@ -91,14 +108,35 @@ AIRCRAFT = Vocabulary(
         "{} airliner from above",
         "{fg} {} plane",
     ),
-    other_sense=("falcon bird of prey", "merlin the wizard", "vulcan god of fire", "falcon heavy launch", "merlin and the 2 knights"),
+    other_sense=(
+        "falcon bird of prey",
+        "merlin the wizard",
+        "vulcan god of fire",
+        "falcon heavy launch",
+        "merlin and the 2 knights",
+    ),
     inside_word=("falcon 20 home jersey", "merlin 30 camera", "vulcan 400 stove", "falcon 11 bike", "vulcan 26 boots"),
 )
 
 VOCABULARIES = {"digits": DIGITS, "textures": TEXTURE_WORDS, "aircraft": AIRCRAFT}
 
-_THING_WEB = ("a {fg} {}", "{} on {bg} background", "buy {} online", "{fg} {} clip art", "photo of a {}", "cute {} drawing", "{} icon")
-_GENERIC = ("stock photo", "free download", "photo of the day", "image not described", "new arrival", "click to enlarge")
+_THING_WEB = (
+    "a {fg} {}",
+    "{} on {bg} background",
+    "buy {} online",
+    "{fg} {} clip art",
+    "photo of a {}",
+    "cute {} drawing",
+    "{} icon",
+)
+_GENERIC = (
+    "stock photo",
+    "free download",
+    "photo of the day",
+    "image not described",
+    "new arrival",
+    "click to enlarge",
+)
 
 
 def _fill(template: str, word: str, colours: tuple[str, str]) -> str:

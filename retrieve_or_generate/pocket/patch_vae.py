@@ -51,7 +51,6 @@ def fit_patch_vae(images: np.ndarray, latent_channels: int = 32, patch_size: int
     Each latent is divided by the square root of its deviation, halfway between raw and whitened: coarse channels keep more
     weight in the loss than fine ones, and no fine one drowns.
     """
-    n, h, w, _ = images.shape
     p = patch_size
     pixels = torch.from_numpy(images).double().permute(0, 3, 1, 2) / 127.5 - 1
     patches = pixels.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * p * p)
@@ -68,5 +67,5 @@ def fit_patch_vae(images: np.ndarray, latent_channels: int = 32, patch_size: int
         vae.decoder.weight.copy_((components * scale).T.reshape(latent_channels, 3, p, p))
         vae.decoder.bias.copy_(mean.view(3, -1).mean(1))
         residual = mean - mean.view(3, -1).mean(1).repeat_interleave(p * p)
-        vae.encoder.bias.add_(((components / scale).T @ residual))
+        vae.encoder.bias.add_((components / scale).T @ residual)
     return vae.eval()

@@ -73,7 +73,9 @@ def _scans() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {split: (digits.images[rows], digits.target[rows]) for split, rows in parts.items()}
 
 
-def _draw(task: str, label: int, rng: np.random.Generator, scan: np.ndarray | None) -> tuple[np.ndarray, tuple[str, str]]:
+def _draw(
+    task: str, label: int, rng: np.random.Generator, scan: np.ndarray | None
+) -> tuple[np.ndarray, tuple[str, str]]:
     """A picture of class `label` and the colours it was given."""
     class_name = captions.VOCABULARIES[task].class_names[label]
     if task == "aircraft":

@@ -20,7 +20,10 @@ def train_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
     letters = empty.pre_tokenizer.pre_tokenize_str("".join(map(chr, range(33, 127))))
     alphabet = sorted({letter for piece, _ in letters for letter in piece})
     trainer = trainers.BpeTrainer(
-        vocab_size=2 * len(alphabet) + _MERGES, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+        vocab_size=2 * len(alphabet) + _MERGES,
+        end_of_word_suffix="</w>",
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     learner.train_from_iterator(captions, trainer)
     merges = [tuple(merge) for merge in _merges(learner)]

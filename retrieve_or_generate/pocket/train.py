@@ -25,7 +25,12 @@ from retrieve_or_generate.pocket.train_clip import train_clip
 from retrieve_or_generate.pocket.train_generator import Trainer, hidden_states, make_pipeline, text_tower
 from retrieve_or_generate.store import sha256_of, write_json
 
-_DRAWN = {"digits": 2.5, "textures": 1.0, "aircraft": 1.1, None: 0.3}  # how often a picture of a task is drawn, by its task
+_DRAWN = {
+    "digits": 2.5,
+    "textures": 1.0,
+    "aircraft": 1.1,
+    None: 0.3,
+}  # how often a picture of a task is drawn, by its task
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,13 @@ def write_samples(trainer: Trainer, rate: float, tower: object, tokenizer: objec
             prompts = [words.templates[i % len(words.templates)].replace("{}", name) for i in range(8)]
             noise = [torch.Generator().manual_seed(i) for i in range(8)]
             images = pipeline(
-                prompts, height=32, width=32, num_inference_steps=12, guidance_scale=3.0, generator=noise, output_type="np"
+                prompts,
+                height=32,
+                width=32,
+                num_inference_steps=12,
+                guidance_scale=3.0,
+                generator=noise,
+                output_type="np",
             ).images
             rows.append(np.concatenate(list(images), axis=1))
     half = len(rows) // 2
@@ -70,15 +81,21 @@ def write_samples(trainer: Trainer, rate: float, tower: object, tokenizer: objec
 
 def write_checksums(folder: Path) -> None:
     """`checksums.json`: size and sha256 of every file of the two models, compared whenever they are loaded."""
-    files = [path for part in ("clip", "stable-diffusion") for path in sorted((folder / part).rglob("*")) if path.is_file()]
-    records = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    files = [
+        path for part in ("clip", "stable-diffusion") for path in sorted((folder / part).rglob("*")) if path.is_file()
+    ]
+    records = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
+    }
     write_json(folder / "checksums.json", records)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
-    parser.add_argument("--clip-epochs", type=int, default=6, help="passes of the pocket CLIP over the pool (default 6)")
+    parser.add_argument(
+        "--clip-epochs", type=int, default=6, help="passes of the pocket CLIP over the pool (default 6)"
+    )
     parser.add_argument("--generator-steps", type=int, default=12000, help="updates of 64 images (default 12000)")
     parser.add_argument("--every", type=int, default=1000, help="updates between checkpoints (default 1000)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
@@ -88,10 +105,14 @@ def main() -> None:
     pool = training_pool()
     clip_folder = arguments.out / "clip"
     if not (clip_folder / "open_clip_model.safetensors").exists():
-        train_clip(pool.images, pool.captions, train_tokenizer(pool.captions), clip_folder, epochs=arguments.clip_epochs)
+        train_clip(
+            pool.images, pool.captions, train_tokenizer(pool.captions), clip_folder, epochs=arguments.clip_epochs
+        )
     vae = fit_patch_vae(pool.images)
     tower, tokenizer = text_tower(clip_folder, pool.captions)
-    context = torch.cat([hidden_states(tower, tokenizer, pool.captions[i : i + 1000]) for i in range(0, len(pool.captions), 1000)])
+    context = torch.cat(
+        [hidden_states(tower, tokenizer, pool.captions[i : i + 1000]) for i in range(0, len(pool.captions), 1000)]
+    )
     nothing = hidden_states(tower, tokenizer, [""])[0]
     trainer = Trainer(pool.images, context, nothing, pool.weights, vae, steps=arguments.generator_steps)
     look = partial(write_samples, tower=tower, tokenizer=tokenizer, path=arguments.out / "samples.png")

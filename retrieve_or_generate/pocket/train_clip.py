@@ -40,7 +40,9 @@ def model_config(vocabulary_size: int) -> dict[str, Any]:
     }
 
 
-def write_folder(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor], tokenizer: CLIPTokenizer) -> None:
+def write_folder(
+    folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor], tokenizer: CLIPTokenizer
+) -> None:
     """A folder that `open_clip.create_model_and_transforms('local-dir:…')` loads, weights in half precision."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
@@ -106,7 +108,10 @@ def train_clip(
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(100))
             total += loss.item()
-        print(f"clip epoch {epoch + 1}/{epochs}  loss {total / (steps / epochs):.3f}  {time.monotonic() - started:.0f} s", flush=True)
+        print(
+            f"clip epoch {epoch + 1}/{epochs}  loss {total / (steps / epochs):.3f}  {time.monotonic() - started:.0f} s",
+            flush=True,
+        )
         if report:
             report(epoch, model.eval())
     write_folder(folder, config, model.state_dict(), tokenizer)

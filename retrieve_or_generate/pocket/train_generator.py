@@ -51,7 +51,9 @@ def text_tower(clip_folder: Path, captions: list[str]) -> tuple[CLIPTextModel, C
     ).eval()
     tower.load_state_dict(_as_transformers(state, config["layers"], tower.state_dict().keys()))
     with torch.no_grad():
-        hidden = torch.cat([hidden_states(tower, tokenizer, part) for part in _parts(captions[:8192], 1024)]).flatten(0, 1)
+        hidden = torch.cat([hidden_states(tower, tokenizer, part) for part in _parts(captions[:8192], 1024)]).flatten(
+            0, 1
+        )
         norm = next(module for name, module in tower.named_modules() if name.endswith("final_layer_norm"))
         deviation = hidden.std(0)
         norm.weight.div_(deviation)
@@ -185,7 +187,9 @@ class Trainer:
 
     def _rate(self) -> float:
         """Linear warm-up, a plateau, and a linear fall to zero over the last 35 %."""
-        return self.learning_rate * min((self.done + 1) / 200, 1.0, max((self.steps - self.done) / (0.35 * self.steps), 0.0))
+        return self.learning_rate * min(
+            (self.done + 1) / 200, 1.0, max((self.steps - self.done) / (0.35 * self.steps), 0.0)
+        )
 
     def step(self) -> float:
         """One update of `batch_size` images; the loss."""
@@ -246,7 +250,10 @@ class Trainer:
             total += self.step()
             if self.done % every == 0 or self.done == self.steps:
                 rate = (self.done - first) * self.batch_size / (time.monotonic() - started)
-                print(f"generator step {self.done}/{self.steps}  loss {total / every:.4f}  {rate:.0f} images/s", flush=True)
+                print(
+                    f"generator step {self.done}/{self.steps}  loss {total / every:.4f}  {rate:.0f} images/s",
+                    flush=True,
+                )
                 total = 0.0
                 self.save(checkpoint)
                 report(self, rate)

@@ -2,7 +2,7 @@
 
 Writes below the cache folder (`ROG_CACHE`, or `~/.cache/rog`):
   `pool/`        what LAION published: img_emb/ text_emb/ metadata/, images as webdataset shards, and planted.parquet (the truth)
-  `tasks/NAME/`  what CLIP_benchmark reads: {train,val,test}/{nshards.txt,0.tar}, classnames.txt, zeroshot_classification_templates.txt
+  `tasks/NAME/`  what CLIP_benchmark reads: {train,val,test}/{nshards.txt,0.tar}, class names and templates
 Both are sealed last (`pool.json`, `task.json`) with the checksum of every file.
 """
 
@@ -23,8 +23,8 @@ import torch
 
 from retrieve_or_generate.models import Clip, image_features, load_clip, text_features
 from retrieve_or_generate.pocket import captions
-from retrieve_or_generate.pocket.places import FORMAT, POOL_SEAL, SEED_STUDY, TASK_SEAL, pool_place, task_place
 from retrieve_or_generate.pocket.pictures import SPLITS, PoolRow, decode, evaluation_split, pool_rows
+from retrieve_or_generate.pocket.places import FORMAT, POOL_SEAL, SEED_STUDY, TASK_SEAL, pool_place, task_place
 from retrieve_or_generate.store import content_key, durable_file, locked, remove_leftovers, seal, write_bytes
 
 _SHARD_ROWS = 5000
@@ -92,9 +92,20 @@ def _write_pool(folder: Path, clip: Clip) -> None:
         similarity = (images * texts).sum(1)
         _write_table(folder / f"metadata/metadata_{number:04d}.parquet", _metadata(part, keys, first, similarity))
         write_tar(folder / f"images/{number:05d}.tar", _members(part, keys))
-    _write_table(folder / "planted.parquet", pa.Table.from_pylist([{"row": i, **row.planted} for i, row in enumerate(rows)], _PLANTED))
+    _write_table(
+        folder / "planted.parquet",
+        pa.Table.from_pylist([{"row": i, **row.planted} for i, row in enumerate(rows)], _PLANTED),
+    )
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".npy", ".parquet", ".tar")]
-    seal(folder, POOL_SEAL, content_key([SEED_STUDY, FORMAT, clip.fingerprint]), files, pool="pocket", model="pocket", rows=len(rows))
+    seal(
+        folder,
+        POOL_SEAL,
+        content_key([SEED_STUDY, FORMAT, clip.fingerprint]),
+        files,
+        pool="pocket",
+        model="pocket",
+        rows=len(rows),
+    )
 
 
 _PLANTED = pa.schema(
@@ -148,7 +159,10 @@ def _write_task(folder: Path, task: str) -> None:
         write_tar(folder / split / "0.tar", members)
         write_bytes(folder / split / "nshards.txt", b"1")
     write_bytes(folder / "classnames.txt", "\n".join(words.class_names).encode())
-    write_bytes(folder / "zeroshot_classification_templates.txt", "\n".join(t.replace("{}", "{c}") for t in words.templates).encode())
+    write_bytes(
+        folder / "zeroshot_classification_templates.txt",
+        "\n".join(t.replace("{}", "{c}") for t in words.templates).encode(),
+    )
     synonyms = [f"{name}\t{word}" for name in words.class_names for word in words.synonyms.get(name, ())]
     write_bytes(folder / "synonyms.tsv", "\n".join(synonyms).encode())
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".tar", ".txt", ".tsv")]

@@ -1,7 +1,7 @@
 """Pools in the layout that clip-retrieval writes and LAION published, unmodified.
 
-Reads `img_emb/img_emb_0000.npy` (float16, rows × dim, unit length), optional `text_emb/`, `metadata/metadata_0000.parquet` (row i of
-it is row i of the npy; columns are found through aliases, whatever their case) and optional webdataset shards `images/00000.tar`.
+Reads `img_emb/img_emb_0000.npy` (float16, rows × dim, unit length), optional `text_emb/`, `metadata/metadata_0000.parquet` (row i
+of it is row i of the npy; columns are found through aliases, whatever their case) and optional webdataset shards `images/00000.tar`.
 Alignment is verified on opening; what does not fit is an error that names the file.
 """
 
@@ -74,7 +74,9 @@ class Pool:
         sealed = read_seal(self.folder, POOL_SEAL, verify=False)
         if sealed:
             return content_key([sealed["key"], sealed["files"]])
-        return content_key([_sampled(path) for shard in self.shards for path in (shard.image_embeddings, shard.metadata)])
+        return content_key(
+            [_sampled(path) for shard in self.shards for path in (shard.image_embeddings, shard.metadata)]
+        )
 
     def embeddings(self, shard: PoolShard, modality: Modality) -> np.ndarray:
         """(rows, dim) float16, memory-mapped."""
@@ -83,7 +85,9 @@ class Pool:
             raise UsageError(f"{self.folder}: no text_emb/; search it with retrieve.modalities=[image]")
         return np.load(path, mmap_mode="r")
 
-    def metadata(self, rows: Sequence[int] | np.ndarray | None = None, columns: Sequence[str] = ("url", "caption", "NSFW", "key")) -> pa.Table:
+    def metadata(
+        self, rows: Sequence[int] | np.ndarray | None = None, columns: Sequence[str] = ("url", "caption", "NSFW", "key")
+    ) -> pa.Table:
         """Columns under our names for `rows` (all of them if None), in the order of `rows`; an absent column is null."""
         if rows is None:
             return pa.concat_tables(self._table(shard, columns) for shard in self.shards)
@@ -101,7 +105,10 @@ class Pool:
     def _table(self, shard: PoolShard, columns: Sequence[str]) -> pa.Table:
         file = pq.ParquetFile(shard.metadata)
         present = {name.lower(): name for name in file.schema_arrow.names}
-        found = {ours: next((present[a] for a in ALIASES.get(ours, (ours.lower(),)) if a in present), None) for ours in columns}
+        found = {
+            ours: next((present[a] for a in ALIASES.get(ours, (ours.lower(),)) if a in present), None)
+            for ours in columns
+        }
         table = file.read(columns=[theirs for theirs in dict.fromkeys(found.values()) if theirs])
         arrays = [table[theirs] if theirs else pa.nulls(shard.rows) for theirs in found.values()]
         return pa.table(dict(zip(found, arrays, strict=True)))
@@ -160,7 +167,9 @@ def open_pool(name: str) -> Pool:
     """
     folder = _pocket() if name == "pocket" else Path(name)
     if not (folder / "img_emb").is_dir():
-        raise UsageError(f"unknown pool {name!r}: give 'pocket', or a folder with img_emb/ and metadata/ as clip-retrieval writes it")
+        raise UsageError(
+            f"unknown pool {name!r}: give 'pocket', or a folder with img_emb/ and metadata/ as clip-retrieval writes it"
+        )
     sealed = read_seal(folder, POOL_SEAL)
     shards = tuple(_shards(folder))
     if not shards:
@@ -196,7 +205,15 @@ def _shards(folder: Path) -> list[PoolShard]:
             raise IntegrityError(f"{metadata}: missing, but {path.name} is there")
         rows = _load(path).shape[0]
         shards.append(
-            PoolShard(len(shards), rows, first, path, text if text.is_file() else None, metadata, images if images.is_file() else None)
+            PoolShard(
+                len(shards),
+                rows,
+                first,
+                path,
+                text if text.is_file() else None,
+                metadata,
+                images if images.is_file() else None,
+            )
         )
         first += rows
     return shards
@@ -219,15 +236,23 @@ def _check(shard: PoolShard) -> int:
     except (pa.ArrowInvalid, OSError) as error:
         raise IntegrityError(f"{shard.metadata}: not a whole parquet file ({error})") from error
     if rows != shard.rows:
-        raise IntegrityError(f"{shard.metadata}: {rows} rows, but {shard.image_embeddings.name} has {shard.rows}; they must be aligned")
+        raise IntegrityError(
+            f"{shard.metadata}: {rows} rows, but {shard.image_embeddings.name} has {shard.rows}; they must be aligned"
+        )
     dim = 0
     for path in filter(None, (shard.image_embeddings, shard.text_embeddings)):
         array = _load(path)
         if array.shape[0] != shard.rows or (dim and array.shape[1] != dim):
-            raise IntegrityError(f"{path}: shape {array.shape} does not fit {shard.image_embeddings.name} {(shard.rows, dim)}")
+            raise IntegrityError(
+                f"{path}: shape {array.shape} does not fit {shard.image_embeddings.name} {(shard.rows, dim)}"
+            )
         dim = array.shape[1]
-        sample = np.asarray(array[np.linspace(0, len(array) - 1, min(len(array), _NORM_SAMPLE)).astype(int)], np.float32)
+        sample = np.asarray(
+            array[np.linspace(0, len(array) - 1, min(len(array), _NORM_SAMPLE)).astype(int)], np.float32
+        )
         norms = np.linalg.norm(sample, axis=1)
         if not np.isfinite(norms).all() or np.abs(norms - 1).max() > 0.01:
-            raise IntegrityError(f"{path}: rows are not of unit length (norms {norms.min():.3f} to {norms.max():.3f}); normalise them first")
+            raise IntegrityError(
+                f"{path}: rows are not of unit length (norms {norms.min():.3f} to {norms.max():.3f}); normalise them first"
+            )
     return dim

@@ -61,7 +61,12 @@ def synthesize(
     """
     _same_task(task, like)
     requests = [
-        _Request(f"{label:04d}-{i:06d}", label, prompt, seed_for("synthesize", "noise", task.name, task.class_names[label], i))
+        _Request(
+            f"{label:04d}-{i:06d}",
+            label,
+            prompt,
+            seed_for("synthesize", "noise", task.name, task.class_names[label], i),
+        )
         for label, kept in enumerate(like.counts())
         for i, prompt in enumerate(prompts_for(settings.prompts, task, label, _candidates(int(kept), curation)))
     ]
@@ -98,7 +103,13 @@ def perturb(
     if first is not None:
         rows = rows[(rows["rank"] >= 0) & (rows["rank"] < first)]
     requests = [
-        _Request(key, label, task.templates[0].replace("{}", task.class_names[label]), seed_for("perturb", "noise", task.name, key), key)
+        _Request(
+            key,
+            label,
+            task.templates[0].replace("{}", task.class_names[label]),
+            seed_for("perturb", "noise", task.name, key),
+            key,
+        )
         for key, label in zip(rows["key"], rows["label"], strict=True)
     ]
     config = _config(task, init, generator, settings) | {"strength": strength, "first": first}
@@ -114,7 +125,9 @@ def perturb(
 
 def _same_task(task: Task, given: ImageSet) -> None:
     if (given.task, given.class_names) != (task.name, task.class_names):
-        raise UsageError(f"{given.folder}: an image set of task {given.task!r}, not of {task.name!r} with these classes")
+        raise UsageError(
+            f"{given.folder}: an image set of task {given.task!r}, not of {task.name!r} with these classes"
+        )
 
 
 def _candidates(kept: int, curation: CurateSettings) -> int:
@@ -149,7 +162,9 @@ def _write(
     if candidates_record(out, key) is not None:
         return
     generator = config["generator"]["name"]
-    with ImageSetWriter(out, task=task.name, source=source, key=key, class_names=task.class_names, config=config) as writer:
+    with ImageSetWriter(
+        out, task=task.name, source=source, key=key, class_names=task.class_names, config=config
+    ) as writer:
         for start in range(0, len(requests), batch_size):
             part = requests[start : start + batch_size]
             for request, image in zip(part, images_of(part), strict=True):

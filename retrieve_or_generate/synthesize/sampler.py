@@ -61,7 +61,11 @@ class Generator:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], settings: SynthesizeSettings, progress: Progress | None = None
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        settings: SynthesizeSettings,
+        progress: Progress | None = None,
     ) -> np.ndarray:
         """One image per prompt and seed: (n, size, size, 3) uint8."""
         parts = []
@@ -145,12 +149,17 @@ def load_generator(name: str = "pocket", device: str = "cpu") -> Generator:
     try:
         with _quiet():
             pipeline = StableDiffusionPipeline.from_pretrained(
-                folder or name, use_safetensors=True, safety_checker=None, requires_safety_checker=False, torch_dtype=torch.float32
+                folder or name,
+                use_safetensors=True,
+                safety_checker=None,
+                requires_safety_checker=False,
+                torch_dtype=torch.float32,
             )
     except Exception as error:
         problem = str(error).strip().splitlines()[0]
         if folder is not None:
             raise IntegrityError(f"{folder}: diffusers cannot load it ({problem})") from error
-        raise UsageError(f"unknown generator {name!r}: give 'pocket', a folder, or a Hub id of a diffusers pipeline ({problem})") from error
+        raise UsageError(
+            f"unknown generator {name!r}: give 'pocket', a folder, or a Hub id of a diffusers pipeline ({problem})"
+        ) from error
     return Generator(name, pipeline, generator_fingerprint(name), device)
-

@@ -94,7 +94,9 @@ def read_split(folder: Path, classes: int) -> Split:
             raise IntegrityError(f"{path}: not a whole tar ({error})") from error
     if images.keys() != labels.keys() or not images:
         odd = sorted(images.keys() ^ labels.keys())[:3]
-        raise IntegrityError(f"{folder}: {len(images)} images but {len(labels)} labels (first without its partner: {odd})")
+        raise IntegrityError(
+            f"{folder}: {len(images)} images but {len(labels)} labels (first without its partner: {odd})"
+        )
     keys = tuple(images)
     return Split(keys, tuple(images.values()), np.array([labels[key] for key in keys], np.int64))
 
@@ -119,7 +121,9 @@ def read_task(folder: Path, name: str | None = None) -> Task:
         raise UsageError(f"{folder}: {len(class_names)} class; a task needs two or more")
     repeated = sorted({n for n in class_names if class_names.count(n) > 1})
     if repeated:
-        raise UsageError(f"{folder / 'classnames.txt'}: {repeated[0]!r} stands there twice; give each class a name of its own")
+        raise UsageError(
+            f"{folder / 'classnames.txt'}: {repeated[0]!r} stands there twice; give each class a name of its own"
+        )
     templates = tuple(line.replace("{c}", "{}") for line in _lines(folder / "zeroshot_classification_templates.txt"))
     synonyms: dict[str, tuple[str, ...]] = {}
     if (folder / "synonyms.tsv").is_file():

@@ -1,0 +1,81 @@
+"""The whole comparison: plans the grid, runs what is missing, collects rows, and hands them to the report.
+
+Reads an experiment; writes a run folder (docs/design.md has its layout). Image sets are made once and shared by all trials; a
+worker decodes each once. A run that was stopped, however, is gone on with by the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from retrieve_or_generate.compare import sets, trials
+from retrieve_or_generate.compare.folder import check_folder, inputs_key, is_finished, load_tasks, seal_run, write_head
+from retrieve_or_generate.compare.plan import plan_trials
+from retrieve_or_generate.compare.results import write_results, write_stages
+from retrieve_or_generate.executors import Unit, core_count, run_units
+from retrieve_or_generate.experiment import Experiment
+from retrieve_or_generate.report import write_report
+from retrieve_or_generate.store import content_key, locked, read_json, remove_leftovers
+from retrieve_or_generate.tasks import Task
+from retrieve_or_generate.weights import clip_fingerprint
+
+__all__ = ["compare"]
+
+Progress = Callable[[str, int, int], None]
+
+
+def compare(
+    experiment: Experiment, out: Path, device: str = "cpu", jobs: int | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run the experiment into folder `out` and give the verdict (what `verdict.json` holds).
+
+    `jobs` worker processes of one thread each, by default one a core. `progress` is called with what is being done, how many of it
+    are done, and how many there are.
+
+    Raises:
+        UsageError: `out` holds something else, or an input is not there. IntegrityError: a file changed since it was written.
+    """
+    tasks = load_tasks(experiment)
+    inputs = inputs_key(experiment, tasks)
+    check_folder(out, experiment, inputs)
+    key = content_key([inputs, experiment.seeds])
+    if not is_finished(out, key):
+        with locked(out):
+            remove_leftovers(out)
+            write_head(out, experiment, device, inputs)
+            _run(_Run(experiment, tasks, out, device, jobs or core_count(), progress), key)
+    return dict(read_json(out / "verdict.json"))
+
+
+@dataclass(frozen=True)
+class _Run:
+    experiment: Experiment
+    tasks: dict[str, Task]
+    out: Path
+    device: str
+    jobs: int
+    progress: Progress | None
+
+    def work(self, what: str, units: list[Unit[Any]], prepare: Callable[..., Any]) -> None:
+        """Do the units in workers that start with `prepare`."""
+        load = partial(prepare, self.out, self.experiment, self.device)
+        for done, _ in enumerate(run_units(units, load, self.jobs), start=1):
+            if self.progress:
+                self.progress(what, done, len(units))
+
+
+def _run(run: _Run, key: str) -> None:
+    """Everything that is missing of the run, in turn: image sets, trials, results, report, and the seal."""
+    for what, units in sets.missing(run.out, run.tasks, run.experiment):
+        run.work(what, units, sets.prepare)
+    drawn = sets.open_sets(run.out, run.tasks, run.experiment)
+    grid = plan_trials(run.experiment, run.tasks, drawn, clip_fingerprint(run.experiment.model))
+    run.work("trials", [Unit(t.name, t, cost=t.scale) for t in grid if not trials.is_done(run.out, t)], trials.prepare)
+    write_results(run.out, grid)
+    write_stages(run.out)
+    write_report(run.out)
+    seal_run(run.out, key, [trial.name for trial in grid])

@@ -1,0 +1,116 @@
+"""The run folder: what it must hold to be gone on with, and where things lie in it.
+
+Reads and writes `experiment.yaml` (resolved), `environment.json` and `run.json`, the seal of a finished run. Loads no model.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+from retrieve_or_generate import __version__
+from retrieve_or_generate.doctor import installed
+from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.executors import core_count
+from retrieve_or_generate.experiment import Experiment, dump_experiment, load_experiment
+from retrieve_or_generate.pool.layout import open_pool
+from retrieve_or_generate.store import content_key, read_json, read_seal, seal, write_bytes, write_json
+from retrieve_or_generate.tasks import Task, load_task
+from retrieve_or_generate.weights import check_pocket_weights, clip_fingerprint, generator_fingerprint
+
+EXPERIMENT, ENVIRONMENT, SEAL = "experiment.yaml", "environment.json", "run.json"
+_PACKAGES = (
+    "torch",
+    "open_clip_torch",
+    "diffusers",
+    "transformers",
+    "faiss-gpu",
+    "faiss-cpu",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pyarrow",
+)
+REPORT_FILES = ("results.parquet", "results.csv", "verdict.json", "report.html", "stages.json", EXPERIMENT, ENVIRONMENT)
+
+
+def check_folder(out: Path, experiment: Experiment, inputs: str) -> None:
+    """`UsageError` unless `out` is free, or holds this experiment on these inputs; the number of seeds may differ.
+
+    `inputs` is `inputs_key`.
+    """
+    path = out / EXPERIMENT
+    if not path.is_file():
+        others = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")] if out.is_dir() else []
+        if others:
+            raise UsageError(f"{out}: not empty and not a run ({others[0]} is there); choose another --out")
+        return
+    before = without_seeds(load_experiment(path))
+    changed = [name for name, value in without_seeds(experiment).items() if before[name] != value]
+    if changed:
+        raise UsageError(f"{out}: holds another experiment ({', '.join(changed)} differ); choose another --out")
+    if read_json(out / ENVIRONMENT)["inputs"] != inputs:
+        raise UsageError(f"{out}: begun with another pool, model, task or version of rog; choose another --out")
+
+
+def without_seeds(experiment: Experiment) -> dict[str, Any]:
+    return experiment.model_dump(mode="json", exclude={"seeds"})
+
+
+def write_head(out: Path, experiment: Experiment, device: str, inputs: str) -> None:
+    """What the run is, before anything is run; the experiment last, as it marks the folder as a run."""
+    write_json(out / ENVIRONMENT, environment(device) | {"inputs": inputs})
+    write_bytes(out / EXPERIMENT, dump_experiment(experiment).encode())
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Where a run was made: enough to explain a difference, nothing that names a user or a path."""
+    packages = {name: installed(name) for name in _PACKAGES}
+    return {
+        "rog": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "cores": core_count(),
+        "packages": packages,
+    }
+
+
+def inputs_key(experiment: Experiment, tasks: dict[str, Task]) -> str:
+    """What a run follows from, its seeds aside: the experiment, what its names stand for, and the version of rog."""
+    for part, name in (("clip", experiment.model), ("stable-diffusion", experiment.generator)):
+        if name == "pocket":
+            check_pocket_weights(part)
+    return content_key(
+        {
+            "version": __version__,
+            "experiment": without_seeds(experiment),
+            "tasks": [task.fingerprint for task in tasks.values()],
+            "pool": open_pool(experiment.pool).fingerprint,
+            "model": clip_fingerprint(experiment.model),
+            "generator": generator_fingerprint(experiment.generator),
+        }
+    )
+
+
+def load_tasks(experiment: Experiment) -> dict[str, Task]:
+    """The experiment's tasks by name; `UsageError` when two folders have one name."""
+    tasks = [load_task(name) for name in experiment.tasks]
+    by_name = {task.name: task for task in tasks}
+    if len(by_name) < len(tasks):
+        raise UsageError(f"tasks {', '.join(experiment.tasks)}: two of them are called the same; rename one folder")
+    return by_name
+
+
+def is_finished(out: Path, key: str) -> bool:
+    """Whether the run with this key is done and every file of it is as it was written."""
+    return read_seal(out, SEAL, key) is not None
+
+
+def seal_run(out: Path, key: str, trials: list[str]) -> None:
+    """Write `run.json` last: everything the report is made of, with checksums."""
+    files = [out / name for name in REPORT_FILES]
+    files += [path for trial in trials for path in sorted((out / "trials" / trial).iterdir()) if path.is_file()]
+    files += [path for path in sorted((out / "sets").rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    seal(out, SEAL, key, files, trials=trials)

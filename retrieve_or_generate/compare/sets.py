@@ -1,0 +1,159 @@
+"""The image sets of a run, one unit of work each: `sets/<task>/retrieved`, `…/synthetic`, `…/perturbed-<strength>`.
+
+Writes beside them `stages/<task>-<source>.json`: what the set cost. Runs in worker processes, where models are loaded once.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retrieve_or_generate.executors import Unit
+from retrieve_or_generate.experiment import Experiment
+from retrieve_or_generate.image_set import SEAL, ImageSet, load_image_set
+from retrieve_or_generate.store import write_json
+
+if TYPE_CHECKING:
+    from retrieve_or_generate.models import Clip
+    from retrieve_or_generate.synthesize import Generator
+    from retrieve_or_generate.tasks import Task
+
+_MADE_OF_RETRIEVED = ("synthetic", "perturbed")
+
+
+@dataclass(frozen=True)
+class SetRequest:
+    """One image set to make."""
+
+    task: str
+    source: str
+
+
+def set_folder(out: Path, task: str, source: str, experiment: Experiment) -> Path:
+    """Where the set that `source` is trained on lies."""
+    name = f"perturbed-{experiment.perturb.strength:g}" if source == "perturbed" else source
+    return out / "sets" / task / name
+
+
+def open_sets(out: Path, tasks: dict[str, Task], experiment: Experiment) -> dict[tuple[str, str], ImageSet]:
+    """All finished sets that trials draw from, by (task, source). Their files were verified when they were made."""
+    trained = [source for source in experiment.sources if source != "none"]
+    return {
+        (task, source): load_image_set(set_folder(out, task, source, experiment), task)
+        for task in tasks
+        for source in trained
+    }
+
+
+def missing(out: Path, tasks: dict[str, Task], experiment: Experiment) -> list[tuple[str, list[Unit[SetRequest]]]]:
+    """Sets that are not there yet, in waves of what can be made at once: retrieved ones, then what is made of them."""
+    if set(experiment.sources) <= {"none"}:
+        return []
+    waves = {"retrieval": ("retrieved",), "synthesis": tuple(s for s in _MADE_OF_RETRIEVED if s in experiment.sources)}
+    return [(what, units) for what, sources in waves.items() if (units := _units(out, tasks, experiment, sources))]
+
+
+def _units(
+    out: Path, tasks: dict[str, Task], experiment: Experiment, sources: tuple[str, ...]
+) -> list[Unit[SetRequest]]:
+    return [
+        Unit(f"{task} {source}", SetRequest(name, source), cost=2.0 if source == "synthetic" else 1.0)
+        for task, name in zip(tasks, experiment.tasks, strict=True)
+        for source in sources
+        if not (
+            _cost_record(out, task, source).exists() and (set_folder(out, task, source, experiment) / SEAL).exists()
+        )
+    ]
+
+
+def _cost_record(out: Path, task: str, source: str) -> Path:
+    return out / "stages" / f"{task}-{source}.json"
+
+
+def prepare(out: Path, experiment: Experiment, device: str) -> Callable[[SetRequest], None]:
+    """What a worker does once: load CLIP. The generator is loaded when the first set needs it."""
+    import torch
+
+    from retrieve_or_generate.models import load_clip
+
+    torch.set_num_threads(1)
+    return partial(_make, _Maker(out, experiment, device, load_clip(experiment.model, device)))
+
+
+@dataclass
+class _Maker:
+    out: Path
+    experiment: Experiment
+    device: str
+    clip: Clip
+    loaded: Generator | None = None
+
+    @property
+    def generator(self) -> Generator:
+        from retrieve_or_generate.synthesize import load_generator
+
+        if self.loaded is None:
+            self.loaded = load_generator(self.experiment.generator, self.device)
+        return self.loaded
+
+
+def _make(maker: _Maker, request: SetRequest) -> None:
+    """Make one set, then record its cost."""
+    from retrieve_or_generate.tasks import load_task
+
+    task = load_task(request.task)
+    folder = set_folder(maker.out, task.name, request.source, maker.experiment)
+    stage, make = _STAGES[request.source]
+    started = time.perf_counter()
+    image_set = make(maker, task, folder)
+    cost = {
+        "stage": stage,
+        "task": task.name,
+        "source": request.source,
+        "wall_seconds": round(time.perf_counter() - started, 3),
+        "images": len(image_set.manifest),
+        "device": maker.device,
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+    }
+    write_json(_cost_record(maker.out, task.name, request.source), cost)
+
+
+def _retrieved(maker: _Maker, task: Task, folder: Path) -> ImageSet:
+    from retrieve_or_generate.pool.layout import open_pool
+    from retrieve_or_generate.retrieve import retrieve
+
+    e = maker.experiment
+    return retrieve(task, open_pool(e.pool), maker.clip, folder, e.retrieve, e.curate)
+
+
+def _synthetic(maker: _Maker, task: Task, folder: Path) -> ImageSet:
+    from retrieve_or_generate.synthesize import synthesize
+
+    e = maker.experiment
+    like = load_image_set(set_folder(maker.out, task.name, "retrieved", e), task.name)
+    return synthesize(task, like, maker.generator, maker.clip, folder, e.synthesize, e.curate)
+
+
+def _perturbed(maker: _Maker, task: Task, folder: Path) -> ImageSet:
+    """The set that is trained on, and one image a class at the strengths that are only shown."""
+    from retrieve_or_generate.synthesize import perturb
+
+    e = maker.experiment
+    init = load_image_set(set_folder(maker.out, task.name, "retrieved", e), task.name)
+    for strength in e.perturb.shown:
+        shown = folder.with_name(f"perturbed-{strength:g}")
+        if shown != folder:
+            perturb(task, init, maker.generator, maker.clip, shown, strength, e.synthesize, e.curate, first=1)
+    return perturb(task, init, maker.generator, maker.clip, folder, e.perturb.strength, e.synthesize, e.curate)
+
+
+_STAGES: dict[str, tuple[str, Callable[[_Maker, Task, Path], ImageSet]]] = {
+    "retrieved": ("retrieve", _retrieved),
+    "synthetic": ("synthesize", _synthetic),
+    "perturbed": ("perturb", _perturbed),
+}

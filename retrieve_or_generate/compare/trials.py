@@ -1,0 +1,90 @@
+"""Runs the trials of a run, one unit of work each, in workers that load a model and decode a task's images once.
+
+Writes `trials/<name>/` (`finetune/trial.py` says what it holds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from retrieve_or_generate.compare.plan import TrialPlan, chosen_rows
+from retrieve_or_generate.compare.sets import set_folder
+from retrieve_or_generate.experiment import Experiment
+from retrieve_or_generate.image_set import ImageSet, load_image_set
+from retrieve_or_generate.store import read_seal
+
+if TYPE_CHECKING:
+    from retrieve_or_generate.finetune import LabelledImages, TaskImages
+    from retrieve_or_generate.models import Clip
+
+
+@dataclass
+class _Bench:
+    """What trials share in one worker: the model, decoded tasks and decoded image sets."""
+
+    out: Path
+    experiment: Experiment
+    clip: Clip
+    tasks: dict[str, TaskImages] = field(default_factory=dict)
+    sets: dict[tuple[str, str], tuple[ImageSet, dict[str, int], np.ndarray]] = field(default_factory=dict)
+
+    def task(self, name: str) -> TaskImages:
+        from retrieve_or_generate.finetune import task_images
+        from retrieve_or_generate.tasks import load_task
+
+        if name not in self.tasks:
+            loaded = next(task for task in map(load_task, self.experiment.tasks) if task.name == name)
+            self.tasks[name] = task_images(loaded, self.clip)
+        return self.tasks[name]
+
+    def train(self, trial: TrialPlan) -> LabelledImages | None:
+        """The images of the trial, cut out of its decoded set; None off the shelf."""
+        from retrieve_or_generate.finetune import LabelledImages
+
+        if trial.source == "none":
+            return None
+        image_set, place, pixels = self._decoded(trial.task, trial.source)
+        keys = chosen_rows(image_set, trial)
+        labels = image_set.kept.set_index("key")["label"].loc[keys].to_numpy(np.int64)
+        return LabelledImages(pixels[[place[key] for key in keys]], labels, tuple(keys))
+
+    def _decoded(self, task: str, source: str) -> tuple[ImageSet, dict[str, int], np.ndarray]:
+        from retrieve_or_generate.pixels import decode_all
+
+        if (task, source) not in self.sets:
+            folder = set_folder(self.out, task, source, self.experiment)
+            image_set = load_image_set(folder, task, verify=False)  # verified when the run was planned
+            keys = image_set.kept["key"].tolist()
+            pixels = decode_all(image_set.images(keys), self.clip.image_size)
+            self.sets[task, source] = image_set, {key: i for i, key in enumerate(keys)}, pixels
+        return self.sets[task, source]
+
+
+def prepare(out: Path, experiment: Experiment, device: str) -> Callable[[TrialPlan], None]:
+    """What a worker does once."""
+    import torch
+
+    from retrieve_or_generate.models import load_clip
+
+    torch.set_num_threads(1)
+    return partial(_run, _Bench(out, experiment, load_clip(experiment.model, device)))
+
+
+def _run(bench: _Bench, trial: TrialPlan) -> None:
+    from retrieve_or_generate.finetune import finetune, write_trial
+
+    train = bench.train(trial)
+    e = bench.experiment
+    outcome = finetune(bench.clip, train, bench.task(trial.task), e.finetune, e.linear_probe, seed=trial.seed_value)
+    write_trial(bench.out / "trials" / trial.name, trial.config, outcome)
+
+
+def is_done(out: Path, trial: TrialPlan) -> bool:
+    """Whether the trial was finished and every file of it is as it was written."""
+    return read_seal(out / "trials" / trial.name, "result.json", trial.key) is not None
