@@ -30,7 +30,7 @@ def write_report(run_folder: Path) -> Path:
     Raises `UsageError` when the folder is no run, `IntegrityError` when something in it is missing or was changed.
     """
     run = open_run(run_folder)
-    verdict, curation = _verdict(run), tables.curation(run.sets)
+    verdict, curation = _verdict(run), tables.curation(run.whole_sets)
     costs = tables.costs(run.results, run.stages)
     with styled():
         drawn = page.Figures(

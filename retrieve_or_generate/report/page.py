@@ -178,7 +178,7 @@ def _of_tasks(sets: Sequence[ImageSet], tasks: Sequence[str]) -> list[tuple[str,
 
 
 def _galleries(run: Run) -> list[dict[str, Any]]:
-    found = [(task, pictures.gallery(sets)) for task, sets in _of_tasks(run.sets, run.tasks)]
+    found = [(task, pictures.gallery(sets)) for task, sets in _of_tasks(run.whole_sets, run.tasks)]
     return [vars(gallery) | {"task": shortened(task, 60)} for task, gallery in found if gallery]
 
 

@@ -112,33 +112,40 @@ def gallery(sets: Sequence[ImageSet]) -> Gallery | None:
     return Gallery(tuple(visible(label_of(image_set)) for image_set in shown), rows, len(class_names))
 
 
+def _showable(image_set: ImageSet) -> pd.DataFrame:
+    """Rows whose picture is stored and was not dropped for its content."""
+    rows = image_set.manifest
+    return rows[(rows["shard"] != "") & rows["reason"].isin(_SHOWABLE)]
+
+
 def _perturbed(sets: Sequence[ImageSet]) -> pd.DataFrame:
-    """Showable pictures that were made from another: columns set (index), key, label, rank, strength, init_key."""
+    """Showable pictures that were made from another: columns key, label, strength, set (its index), init_key."""
     parts = []
     for index, image_set in enumerate(sets):
-        rows = image_set.manifest
-        rows = rows[rows["strength"].notna() & (rows["shard"] != "") & rows["reason"].isin(_SHOWABLE)]
+        rows = _showable(image_set)
+        rows = rows[rows["strength"].notna()]
         init = [json.loads(origin).get("init_key") for origin in rows["origin"]]
-        parts.append(rows[["key", "label", "rank", "strength"]].assign(set=index, init_key=init))
-    return pd.concat(parts).dropna(subset=["init_key"]) if parts else pd.DataFrame()
+        parts.append(rows[["key", "label", "strength"]].assign(set=index, init_key=init))
+    made = pd.concat(parts)
+    return made[made["init_key"].notna()].drop_duplicates(["init_key", "strength"])
 
 
 def strength_strip(sets: Sequence[ImageSet], most: int = 8) -> StrengthStrip | None:
-    """For up to `most` classes of one task, the retrieved picture that is there at the most strengths, and what became of it."""
+    """For up to `most` classes of one task: the retrieved picture that is there at most strengths, and what became of it."""
     origins = next((image_set for image_set in sets if image_set.source == "retrieved"), None)
-    made = _perturbed(sets)
-    if origins is None or made.empty:
+    if origins is None:
         return None
-    made = made[made["init_key"].isin(set(origins.manifest.loc[origins.manifest["shard"] != "", "key"]))]
-    made = made.drop_duplicates(["init_key", "strength"])
-    counts = made.groupby("init_key").agg(label=("label", "first"), found=("strength", "size"))
-    ranks = origins.manifest.set_index("key")["rank"].astype(float)
-    counts = counts.assign(rank=ranks.reindex(counts.index).where(lambda rank: rank >= 0, np.inf)).reset_index()
-    chosen = counts.sort_values(["label", "found", "rank", "init_key"], ascending=[True, False, True, True])
+    rows, made = _showable(origins).set_index("key"), _perturbed(sets)
+    made = made[made["init_key"].isin(rows.index)]
+    found = made.groupby("init_key").agg(label=("label", "first"), strengths=("strength", "size"))
+    found["rank"] = rows["rank"].reindex(found.index).replace(-1, len(rows))
+    chosen = found.reset_index().sort_values(
+        ["label", "strengths", "rank", "init_key"], ascending=[True, False, True, True]
+    )
     chosen = chosen.drop_duplicates("label").head(most)
     if chosen.empty:
         return None
-    return _strength_rows(sets, origins, made[made["init_key"].isin(set(chosen["init_key"]))], chosen)
+    return _strength_rows(sets, origins, made[made["init_key"].isin(chosen["init_key"])], chosen)
 
 
 def _strength_rows(

@@ -59,6 +59,11 @@ class Run:
         """Names of the tasks, in the experiment's order; a task given as a folder goes by the folder's name."""
         return tuple(Path(task).name for task in self.experiment.tasks)
 
+    @property
+    def whole_sets(self) -> tuple[ImageSet, ...]:
+        """The sets made to be trained on; not those of a few images that only show further strengths."""
+        return tuple(image_set for image_set in self.sets if image_set.record["config"].get("first") is None)
+
     def missing(self) -> list[str]:
         """Cells of the experiment's grid that have no result, as `task source n=scale seed=seed`."""
         found = set(self.results[["task", "source", "scale", "seed"]].itertuples(index=False, name=None))

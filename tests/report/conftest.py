@@ -74,14 +74,17 @@ def fake_set(
     strength: float = float("nan"),
     class_names: tuple[str, ...] = (),
     caption: str = "{}",
+    first: int | None = None,
 ) -> None:
     """A finished image set of `task`; pictures are the same for every source, changed as much as `strength` says."""
     rng = generator_for("fake", "set", task, source, str(strength))
     names = class_names or VOCABULARIES[task].class_names
     pictures = evaluation_split(task, "train")
-    with ImageSetWriter(folder, task=task, source=source, key="k", class_names=names, config={}) as writer:
+    with ImageSetWriter(
+        folder, task=task, source=source, key="k", class_names=names, config={"first": first}
+    ) as writer:
         for label, name in enumerate(names):
-            mine = [picture.jpeg for picture in pictures if picture.label == label][:per_class]
+            mine = [picture.jpeg for picture in pictures if picture.label == label][: first or per_class]
             for index, jpeg in enumerate(mine):
                 retrieved = f"{task}-{label}-{index}"
                 origin = {"pool": "pocket", "row": index, "url": "http://127.0.0.1/"}
@@ -142,7 +145,10 @@ def fake_run(
         fake_set(folder / "sets" / task / "retrieved", task, "retrieved", per_class)
         fake_set(folder / "sets" / task / "synthetic", task, "synthetic", per_class)
         for strength in strengths:
-            fake_set(folder / "sets" / task / f"perturbed-{strength}", task, "perturbed", per_class, strength)
+            first = None if strength == 0.4 else 1
+            fake_set(
+                folder / "sets" / task / f"perturbed-{strength}", task, "perturbed", per_class, strength, first=first
+            )
     return folder
 
 
@@ -157,7 +163,7 @@ def write_results(folder: Path, results: pd.DataFrame) -> None:
 
 @pytest.fixture(scope="session")
 def _finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fake_run(tmp_path_factory.mktemp("run"), per_class=3, strengths=(0.4, 0.8))
+    return fake_run(tmp_path_factory.mktemp("run"), per_class=3, strengths=(0.2, 0.4, 0.8))
 
 
 @pytest.fixture

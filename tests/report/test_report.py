@@ -131,6 +131,12 @@ def test_the_page_says_the_verdict_and_the_caveats(reported: Path) -> None:
         assert words in text
 
 
+def test_sets_that_only_show_a_strength_are_in_the_strip_and_nowhere_else(reported: Path) -> None:
+    page = page_of(reported)
+    assert "perturbed 0.8" not in page.text
+    assert sum("the same at strength 0.8" in str(image["alt"]) for image in page.all("img")) == 3  # one a task
+
+
 def rewrite_experiment(folder: Path, **changes: object) -> None:
     path = folder / "experiment.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
