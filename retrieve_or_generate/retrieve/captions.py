@@ -106,7 +106,7 @@ class _Search:
             return np.zeros((0, 2), np.int64)
         offsets = np.frombuffer(captions.buffers()[1], np.int64)[captions.offset : captions.offset + len(captions) + 1]
         text = np.frombuffer(captions.buffers()[2] or b"", np.uint8)
-        inner = memoryview(text[offsets[0] : offsets[-1]])
+        inner = text[offsets[0] : offsets[-1]].data
         hits = np.array(self.engine.find_matches_as_indexes(inner, overlapping=True), np.int64).reshape(-1, 3)
         starts, stops = hits[:, 1] + offsets[0], hits[:, 2] + offsets[0]
         rows = np.searchsorted(offsets, starts, side="right") - 1

@@ -1,0 +1,263 @@
+"""The guarded opener: which addresses, hops, headers and sizes it lets through."""
+
+from __future__ import annotations
+
+import _socket
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from email.message import Message
+
+import pytest
+
+from retrieve_or_generate.retrieve.guard import DownloadPolicy, Failed, Refused, fetch, is_global, opted_out
+
+POLICY = DownloadPolicy(deadline_seconds=2.0, max_bytes=10_000, max_redirects=3)
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nimage"
+
+
+@contextmanager
+def serving(answer: bytes | Callable[[socket.socket], None]) -> Iterator[tuple[str, DownloadPolicy, list[bytes]]]:
+    """A server that gives every connection the same answer: its URL, a policy that lets it be reached, and what it was asked."""
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                asked.append(connection.recv(65536))
+                try:
+                    answer(connection) if callable(answer) else connection.sendall(answer)
+                except OSError:
+                    continue
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{port}", replace(POLICY, allowed_endpoints=frozenset({("127.0.0.1", port)})), asked
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(5)
+
+
+def outcome(url: str, policy: DownloadPolicy) -> str:
+    try:
+        return fetch(url, policy)[0].decode(errors="replace")
+    except (Refused, Failed) as error:
+        return str(error)
+
+
+def answering(status: str, *headers: str, body: bytes = b"image") -> bytes:
+    return b"\r\n".join([f"HTTP/1.1 {status}".encode(), *(h.encode() for h in headers), b"", body])
+
+
+NOT_GLOBAL = (
+    "127.0.0.1 127.8.8.8 0.0.0.0 10.1.2.3 100.64.0.1 169.254.169.254 172.16.0.1 172.31.255.255 192.0.0.8 192.168.1.1 "
+    "198.18.0.1 198.51.100.7 203.0.113.9 224.0.0.1 240.0.0.1 255.255.255.255 ::1 :: ::ffff:8.8.8.8 ::ffff:127.0.0.1 "
+    "64:ff9b::7f00:1 fe80::1 fc00::1 ff02::1 2002:7f00:1:: 2001:0:1::1 2001:db8::1 100::1 fec0::1"
+)
+
+
+@pytest.mark.parametrize("address", NOT_GLOBAL.split())
+def test_addresses_that_are_not_global(address: str) -> None:
+    assert not is_global(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "172.32.0.1", "100.128.0.1", "192.0.1.1", "223.255.255.255", "2606:4700::1111"]
+)
+def test_addresses_that_are_global(address: str) -> None:
+    assert is_global(address)
+
+
+LOOPBACK_SPELLINGS = [
+    "127.0.0.1",
+    "localhost",
+    "2130706433",
+    "0x7f000001",
+    "0177.0.0.1",
+    "127.1",
+    "[::1]",
+    "[::ffff:127.0.0.1]",
+    "0",
+]
+
+
+@pytest.mark.parametrize("host", LOOPBACK_SPELLINGS)
+def test_no_spelling_of_loopback_is_connected_to(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        socket, "getaddrinfo", _socket.getaddrinfo
+    )  # past the suite's own guard; numbers need no network
+    with serving(OK) as (url, _, asked):
+        port = url.rpartition(":")[2]
+        assert outcome(f"http://{host}:{port}/a.jpg", replace(POLICY, ports=(int(port),))).startswith("refused address")
+        with serving(answering("302 Found", f"Location: http://{host}:{port}/a.jpg", body=b"")) as (first, policy, _):
+            assert outcome(first, policy).startswith("refused address")
+    assert asked == []
+
+
+def test_one_address_of_many_that_is_not_global_refuses_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("8.8.8.8", "10.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: entries)
+    assert outcome("http://pictures.example/a.jpg", POLICY) == "refused address: 10.0.0.1 is not global"
+
+
+def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that resolves to something else at the second look-up (DNS rebinding) is not looked up a second time."""
+    with serving(OK) as (url, policy, asked):
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        answers = iter([[(socket.AF_INET, socket.SOCK_STREAM, 6, "", address)]])
+        monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **k: next(answers))
+        connect = socket.create_connection
+        monkeypatch.setattr(socket, "create_connection", lambda to, **k: connected(to, address, connect))
+        assert outcome(f"http://pictures.example:{address[1]}/a.jpg", policy) == "image"
+    assert b"Host: pictures.example:" in asked[0]
+
+
+def connected(to: tuple[str, int], wanted: tuple[str, int], connect: Callable[..., socket.socket]) -> socket.socket:
+    assert to == wanted
+    inner = socket.socket()
+    inner.connect(to)
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("file:///etc/passwd", "refused scheme: file"),
+        ("ftp://example.com/a.jpg", "refused scheme: ftp"),
+        ("data:image/png;base64,AAAA", "refused scheme: data"),
+        ("a.jpg", "refused scheme: none"),
+        ("http://user:secret@example.com/", "refused credentials"),
+        ("http:///a.jpg", "refused bad_url"),
+        ("http://[::1/a.jpg", "refused bad_url"),
+        ("http://127.0.0.1:99999/", "refused bad_url"),
+    ],
+)
+def test_urls_that_are_refused_before_any_look_up(url: str, told: str) -> None:
+    assert outcome(url, POLICY).startswith(told)
+
+
+def test_a_port_that_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *a, **k: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("8.8.8.8", 22))]
+    )
+    assert outcome("http://pictures.example:22/", POLICY) == "refused port: 22"
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (OK, "image"),
+        (answering("200 OK"), "image"),
+        (answering("200 OK", "Transfer-Encoding: chunked", body=b"3\r\nima\r\n2\r\nge\r\n0\r\n\r\n"), "image"),
+        (answering("404 Not Found"), "failed http_404"),
+        (answering("206 Partial Content"), "failed http_206"),
+        (answering("304 Not Modified"), "failed http_304"),
+        (answering("302 Found"), "failed http_302"),
+        (answering("302 Found", "Location: file:///etc/passwd"), "refused scheme: file"),
+        (answering("302 Found", "Location: //user@x/"), "refused credentials"),
+        (answering("302 Found", "Location: /again"), "refused too_many_redirects"),
+        (answering("200 OK", "Content-Length: 50"), "failed incomplete: 5 of 50 bytes"),
+        (answering("200 OK", "Content-Length: -1"), "failed bad_response"),
+        (answering("200 OK", "Content-Length: 10001"), "refused too_large: 10001 bytes announced"),
+        (answering("200 OK", body=b"x" * 10_001), "refused too_large"),
+        (answering("200 OK", "Transfer-Encoding: chunked", body=b"FFFFFFFFFFFF\r\nima"), "failed bad_response"),
+        (answering("200 OK", "Transfer-Encoding: chunked", body=b"nonsense\r\nima"), "failed bad_response"),
+        (answering("200 OK", "Content-Encoding: gzip"), "failed encoding: gzip"),
+        (answering("200 OK", *(f"X-{i}: {'y' * 900}" for i in range(99)), body=b"x" * 60_000), "refused too_large"),
+        (b"garbage\r\n\r\n", "failed bad_response"),
+        (b"", "failed bad_response"),
+        (answering("200 OK", "X-Robots-Tag: noai"), "refused opt_out: X-Robots-Tag: noai"),
+        (answering("404 Not Found", "X-Robots-Tag: noai"), "refused opt_out"),
+        (answering("302 Found", "Location: /again", "tdm-reservation: 1"), "refused opt_out: tdm-reservation: 1"),
+    ],
+)
+def test_answers(answer: bytes, told: str) -> None:
+    with serving(answer) as (url, policy, _):
+        assert outcome(url + "/a b.jpg?x=ü", policy).startswith(told)
+
+
+def drip(connection: socket.socket, head: bytes) -> None:
+    connection.sendall(head)
+    for _ in range(200):
+        connection.sendall(b"x")
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_slow_trickle_ends_at_the_total_deadline(head: bytes) -> None:
+    with serving(lambda connection: drip(connection, head)) as (url, policy, _):
+        started = time.monotonic()
+        assert outcome(url, replace(policy, deadline_seconds=0.3)).startswith("failed timeout")
+        assert time.monotonic() - started < 1.5
+
+
+def endless(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        connection.sendall(b"x" * 4096)
+
+
+def test_an_endless_body_ends_at_the_cap() -> None:
+    with serving(endless) as (url, policy, _):
+        assert outcome(url, policy).startswith("refused too_large")
+
+
+def test_a_closed_port_and_an_unknown_name() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    policy = replace(POLICY, allowed_endpoints=frozenset({("127.0.0.1", port)}))
+    assert outcome(f"http://127.0.0.1:{port}/", policy).startswith("failed connection")
+    assert outcome("http://no-such-host.invalid/", policy).startswith("failed dns")
+
+
+def test_proxies_are_ignored_and_the_agent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with serving(OK) as (url, policy, asked):
+        assert outcome(url + "/a.jpg", policy) == "image"
+    assert asked[0].startswith(b"GET /a.jpg HTTP/1.1\r\n")
+    assert b"User-Agent: rog/" in asked[0]
+    assert b"Accept-Encoding: identity" in asked[0]
+
+
+OPT_OUTS = [
+    ["noai"],
+    ["NOAI"],
+    ["noimageai, nofollow"],
+    ["nofollow,noindex"],
+    ["none"],
+    ["all", "noai"],
+    ["max-image-preview:large, noai"],
+    ["noai, unavailable_after: 25 Jun 2030 15:00:00 PST"],
+    ["unavailable_after: Wednesday, 25-Jun-30 15:00:00 PST, noai"],
+    ["rog: noai"],
+    ["img2dataset: noimageai"],
+    ["*: noai"],
+    ["otherbot: nofollow", "rog: nofollow, noai"],
+    ["otherbot: nofollow, rog: noai"],
+]
+CONSENTS = [
+    [],
+    ["all"],
+    ["nofollow"],
+    ["otherbot: noai"],
+    ["otherbot: nofollow, noai"],
+    ["max-snippet: 20"],
+    ["noaix"],
+    [""],
+]
+
+
+@pytest.mark.parametrize(("values", "expected"), [*((v, True) for v in OPT_OUTS), *((v, False) for v in CONSENTS)])
+def test_opt_out_headers(values: list[str], expected: bool) -> None:
+    headers = Message()
+    for value in values:
+        headers["x-robots-tag"] = value
+    assert bool(opted_out(headers, POLICY.robot_names, POLICY.opt_out_directives)) is expected
