@@ -145,7 +145,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     """Keys allowed where an unknown one was found."""
     model: Any = Experiment
     for part in location:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
         if field is None:
             return []
         model = field.annotation

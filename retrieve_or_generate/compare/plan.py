@@ -66,7 +66,7 @@ def plan_trials(
         if "none" in experiment.sources:
             trials.append(_trial(shared, name, "none", 0, 0, ()))
         drawn = {source: sets[name, source] for source in experiment.sources if source != "none"}
-        counts = {source: image_set.counts() for source, image_set in drawn.items()}
+        counts = {str(source): image_set.counts() for source, image_set in drawn.items()}
         for scale in experiment.scales if drawn else ():
             quotas = tuple(int(n) for n in class_quotas(counts, scale, task.class_names))
             for source, image_set in drawn.items():

@@ -98,7 +98,7 @@ def evaluation_split(task: str, split: str) -> tuple[Labelled, ...]:
     else:
         classes = len(captions.VOCABULARIES[task].class_names)
         labels = rng.permutation(np.arange(_SPLIT_ROWS[task][split]) % classes)
-        scans = [None] * len(labels)
+        scans = np.full(len(labels), None)
     return tuple(
         Labelled(encode_jpeg(_draw(task, int(label), rng, scan)[0]), int(label))
         for scan, label in zip(scans, labels, strict=True)

@@ -57,7 +57,7 @@ def training_pool() -> TrainingPool:
 
 def write_samples(trainer: Trainer, rate: float, tower: object, tokenizer: object, path: Path) -> None:
     """A row of eight samples a class, each task's classes in order: to be looked at while it trains."""
-    pipeline = make_pipeline(trainer.average, trainer.vae, tower, tokenizer)  # type: ignore[arg-type]
+    pipeline = make_pipeline(trainer.average, trainer.vae, tower, tokenizer)
     pipeline.set_progress_bar_config(disable=True)
     rows = []
     for words in captions.VOCABULARIES.values():

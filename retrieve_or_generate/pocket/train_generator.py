@@ -175,7 +175,7 @@ class Trainer:
         self.context, self.nothing, self.vae = context, nothing, vae
         self.weights = torch.from_numpy(weights).double()
         self.steps, self.batch_size, self.learning_rate, self.done = steps, batch_size, learning_rate, 0
-        self.unet = make_unet(context.shape[-1]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.unet = make_unet(context.shape[-1]).to(memory_format=torch.channels_last)
         weight, bias = whitening(context[:4096])
         self.unet.encoder_hid_proj.load_state_dict({"weight": weight, "bias": bias})
         self.unet.set_attn_processor(AttnProcessor())  # fused attention is slower on a CPU for 16 positions

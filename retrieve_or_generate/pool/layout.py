@@ -1,7 +1,7 @@
 """Pools in the layout that clip-retrieval writes and LAION published, unmodified.
 
 Reads `img_emb/img_emb_0000.npy` (float16, rows × dim, unit length), optional `text_emb/`, `metadata/metadata_0000.parquet` (row i
-of it is row i of the npy; columns are found through aliases, whatever their case) and optional webdataset shards `images/00000.tar`.
+of it is row i of the npy; columns are found through aliases, whatever their case) and optional shards `images/00000.tar`.
 Alignment is verified on opening; what does not fit is an error that names the file.
 """
 
