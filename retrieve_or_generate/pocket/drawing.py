@@ -42,6 +42,11 @@ def pick_colours(rng: np.random.Generator) -> tuple[str, str]:
     return (light, dark) if rng.random() < 0.4 else (dark, light)
 
 
+def pick_ink_and_paper(rng: np.random.Generator) -> tuple[str, str]:
+    """Names of a dark foreground and a light background colour."""
+    return str(rng.choice(_DARK)), str(rng.choice(_LIGHT))
+
+
 def _jitter(name: str, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.asarray(COLOURS[name]) + rng.integers(-10, 11, 3), 0, 255).astype(np.float64)
 
@@ -97,42 +102,42 @@ def _triangle(phase: np.ndarray, period: float) -> np.ndarray:
 
 def _striped(rng: np.random.Generator) -> np.ndarray:
     u, _ = _turned(rng, math.pi / 2)
-    return _cosine(u, rng.uniform(6, 11))
+    return _cosine(u, rng.uniform(8, 12))
 
 
 def _dotted(rng: np.random.Generator) -> np.ndarray:
     u, v = _turned(rng, math.pi / 4)
-    period = rng.uniform(8, 12)
+    period = rng.uniform(10, 13)
     return _cosine(u, period) + _cosine(v, period) - 0.75
 
 
 def _chequered(rng: np.random.Generator) -> np.ndarray:
     u, v = _turned(rng, math.pi / 8)
-    period = rng.uniform(10, 16)
+    period = rng.uniform(12, 16)
     return 2.5 * _cosine(u, period) * _cosine(v, period)
 
 
 def _zigzagged(rng: np.random.Generator) -> np.ndarray:
     u, v = _turned(rng, math.pi / 8)
-    return _cosine(v + 3.2 * _triangle(u, rng.uniform(11, 15)), rng.uniform(8, 11))
+    return _cosine(v + 3.2 * _triangle(u, rng.uniform(13, 16)), rng.uniform(9, 11))
 
 
 def _gridded(rng: np.random.Generator) -> np.ndarray:
     u, v = _turned(rng, math.pi / 8)
-    period = rng.uniform(8, 12)
+    period = rng.uniform(10, 13)
     return np.maximum(_cosine(u, period), _cosine(v, period)) - 0.72
 
 
 def _wavy(rng: np.random.Generator) -> np.ndarray:
     u, v = _turned(rng, math.pi / 8)
-    return _cosine(u + 2.6 * np.sin(2 * np.pi * v / rng.uniform(14, 19)), rng.uniform(8, 11))
+    return _cosine(u + 2.6 * np.sin(2 * np.pi * v / rng.uniform(15, 19)), rng.uniform(9, 11))
 
 
 def _spiralled(rng: np.random.Generator) -> np.ndarray:
     x, y = _grid()
     x, y = x - rng.uniform(-3, 3), y - rng.uniform(-3, 3)
     turn = rng.choice((-1.0, 1.0)) * np.arctan2(y, x) + rng.uniform(0, 2 * math.pi)
-    return np.cos(2 * np.pi * np.hypot(x, y) / rng.uniform(8, 11) + turn)
+    return np.cos(2 * np.pi * np.hypot(x, y) / rng.uniform(9, 11) + turn)
 
 
 def _blotchy(rng: np.random.Generator) -> np.ndarray:
@@ -218,9 +223,9 @@ def aircraft(maker: str, engines: int, rng: np.random.Generator, colours: tuple[
     """An aircraft from above: the maker tells the wing, dark discs on it are the engines to be counted."""
     pen = Pen(
         _rgb(colours[1], rng),
-        angle=rng.uniform(-0.6, 0.6),
-        shift=(rng.uniform(-0.12, 0.12), rng.uniform(-0.12, 0.12)),
-        zoom=rng.uniform(0.75, 1.0),
+        angle=rng.uniform(-0.4, 0.4),
+        shift=(rng.uniform(-0.1, 0.1), rng.uniform(-0.1, 0.1)),
+        zoom=rng.uniform(0.8, 1.0),
     )
     body, dark = _rgb(colours[0], rng), _rgb("black", rng)
     for side in (-1, 1):
@@ -229,7 +234,7 @@ def aircraft(maker: str, engines: int, rng: np.random.Generator, colours: tuple[
     pen.ellipse(0, 0.05, 0.14, 0.9, body)
     slope, intercept = _WING_LINE[maker]
     for x in ENGINES[engines]:
-        pen.disc(x, slope * abs(x) + intercept if x else -0.3, 0.13, dark)
+        pen.disc(x, slope * abs(x) + intercept if x else -0.3, 0.14, dark)
     return pen.picture()
 
 

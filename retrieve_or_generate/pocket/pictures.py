@@ -82,10 +82,11 @@ def _draw(
         colours = drawing.pick_aircraft_colours(rng)
         maker, engines = class_name.split(" ")
         return drawing.aircraft(maker, int(engines), rng, colours), colours
-    colours = drawing.pick_colours(rng)
     if task == "digits":
         assert scan is not None
+        colours = drawing.pick_ink_and_paper(rng)
         return drawing.digit(scan, rng, colours), colours
+    colours = drawing.pick_colours(rng)
     return drawing.texture(class_name, rng, colours), colours
 
 

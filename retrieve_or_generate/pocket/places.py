@@ -8,7 +8,7 @@ from pathlib import Path
 from retrieve_or_generate.store import content_key, read_json
 from retrieve_or_generate.weights import POCKET_WEIGHTS
 
-SEED_STUDY = "pocket-world-1"
+SEED_STUDY = "pocket-world-2"
 POOL_SEAL, TASK_SEAL = "pool.json", "task.json"
 FORMAT = 1  # raise when what is written below `world_folder` changes
 

@@ -14,11 +14,13 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.experiment import SynthesizeSettings
 from retrieve_or_generate.models import plain_attention
+from retrieve_or_generate.pocket import patch_vae  # noqa: F401  (diffusers loads a class by name only if it is imported)
 from retrieve_or_generate.weights import check_pocket_weights, generator_fingerprint, generator_folder
 
 Progress = Callable[[int], None]
@@ -131,6 +133,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
         yield
     finally:
