@@ -32,6 +32,7 @@ _STYLE = {
     "font.size": 8.5,
     "text.parse_math": False,
     "text.color": INK,
+    "axes.facecolor": "none",
     "axes.edgecolor": MUTED,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
@@ -72,7 +73,8 @@ def marker_of(source: str) -> str:
 
 
 def label_of(source: str) -> str:
-    return "off the shelf" if source == "none" else shortened(source, 18)
+    """The source's name where room is scarce."""
+    return "off the shelf" if source == "none" else shortened(source, 11)
 
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from retrieve_or_generate.image_set import REASONS
 from retrieve_or_generate.report.drawing import INK, MUTED, Drawing, canvas, colour_of, label_of, marker_of, svg_of
@@ -77,6 +77,7 @@ def _accuracy_axes(axes: Axes, scores: dict[tuple[str, str, int], pd.Series], ta
     scales = sorted({scale for source in trained for scale in mine[source]})
     axes.grid(True)
     axes.set_xscale("log")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     ends = {}
     for index, source in enumerate(trained):
         ends[source] = _curve(axes, source, 1.035 ** (index - (len(trained) - 1) / 2), mine[source])
@@ -113,7 +114,7 @@ def accuracy_panels(results: pd.DataFrame, tasks: Sequence[str]) -> dict[tuple[s
             figure, axes = canvas(360, 264)
             _accuracy_axes(axes[0, 0], scores, task)
             axes[0, 0].set_ylabel(f"{METRICS[metric]}, %")
-            figure.subplots_adjust(left=0.125, right=0.755, top=0.97, bottom=0.165)
+            figure.subplots_adjust(left=0.14, right=0.755, top=0.97, bottom=0.165)
             name = f"accuracy-{stem}-{metric.removesuffix('_accuracy').replace('_', '-')}"
             panels[task, metric] = Drawing(name, svg_of(figure), _accuracy_words(scores, task, metric))
     return panels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,13 @@ def _embedded(drawing: Drawing, task: str = "") -> dict[str, str]:
     }
 
 
+def _typeset(sentence: str) -> str:
+    """A sentence with a capital, true minus signs, and no line break within `n = 200` or `95 %`."""
+    sentence = re.sub(r"(?<=[\[ ])-(?=\d)", "−", sentence)
+    sentence = re.sub(r"\b([np]) ([=<]) ", "\\1\xa0\\2\xa0", sentence).replace(" %", "\xa0%")
+    return sentence[:1].upper() + sentence[1:]
+
+
 def _points(value: float | None) -> str:
     return "" if value is None else f"{value * 100:.1f}".replace("-", "−")
 
@@ -88,7 +96,7 @@ def _cards(verdict: dict[str, Any], figures: Figures) -> list[dict[str, Any]]:
         task, winner = headline["task"], headline["winner"]
         card: dict[str, Any] = {
             "task": shortened(task, 60),
-            "sentence": headline["sentence"][0].upper() + headline["sentence"][1:],
+            "sentence": _typeset(headline["sentence"]),
         }
         card["outcome"] = _OUTCOMES[headline["status"]].format(winner=str(winner).capitalize())
         card["won"] = winner if winner in PRIMARY_PAIR else None
@@ -262,9 +270,9 @@ def render(
         "primary_words": f"{' − '.join(PRIMARY_PAIR)}, {METRICS[PRIMARY_METRIC]} on test",
         "cards": _cards(verdict, figures),
         "any_contrast": bool(figures.contrasts),
-        "caveats": [caveat for caveat in verdict["caveats"] if caveat != POCKET_CAVEAT],
+        "caveats": [_typeset(caveat) for caveat in verdict["caveats"] if caveat != POCKET_CAVEAT],
         "metrics": _metric_blocks(run, figures),
-        "equivalences": [row["sentence"][0].upper() + row["sentence"][1:] for row in verdict["equivalences"]],
+        "equivalences": [_typeset(row["sentence"]) for row in verdict["equivalences"]],
         "galleries": _galleries(run),
         "per_class": pictures.PER_STRIP * pictures.STRIPS,
         "strengths": _strengths(run),

@@ -15,7 +15,7 @@ from retrieve_or_generate.image_set import REASONS, ImageSet
 from retrieve_or_generate.report.escaping import csv_cell
 
 SOURCES = ("retrieved", "synthetic", "perturbed", "mixed", "none")
-"""The order in which sources are shown and subtracted; others follow by name."""
+"""The order in which sources are shown and subtracted; others stand before `none`, by name."""
 
 METRICS = {"linear_probe_accuracy": "linear-probe accuracy", "zero_shot_accuracy": "zero-shot accuracy"}
 """The metrics that are drawn and contrasted, with their words; higher is better, values in [0, 1], shown in points."""
@@ -33,9 +33,9 @@ REASON_WORDS = {
 
 
 def in_order(sources: Iterable[str]) -> list[str]:
-    """Distinct sources: those of `SOURCES` in their order, then the others by name."""
+    """Distinct sources in the order of `SOURCES`."""
     rank = {source: index for index, source in enumerate(SOURCES)}
-    return sorted(set(sources), key=lambda source: (rank.get(source, len(SOURCES)), source))
+    return sorted(set(sources), key=lambda source: (rank.get(source, rank["none"] - 0.5), source))
 
 
 def test_scores(results: pd.DataFrame, metric: str) -> dict[tuple[str, str, int], pd.Series]:

@@ -77,7 +77,7 @@ class Contrast:
 
     def sentence(self) -> str:
         a, b, task = visible(self.a), visible(self.b), visible(self.task)
-        size = f"{abs(self.interval.mean) * 100:.1f} points of {METRICS[self.metric]} at n = {self.scale}"
+        size = f"{abs(self.interval.mean) * 100:.1f} points of {METRICS[self.metric]} at n = {self.scale:,}"
         seeds = f"{count_of('seed', self.interval.n)}"
         if self.status == "no_claim":
             return self._no_claim(f"{a} - {b} = {self.interval.mean * 100:.1f} {size.split(' ', 1)[1]}")
@@ -201,12 +201,14 @@ def _equivalences(results: pd.DataFrame, tasks: Sequence[str]) -> list[dict[str,
 
 def _equivalence_sentence(row: dict[str, Any]) -> str:
     least, most = row["scales_a"][0], row["scales_a"][-1]
-    number = {0.0: f"fewer than {least}", math.inf: f"more than {most}"}
-    images, low, high = (number.get(row[name], f"{row[name]:.0f}") for name in ("images", "low", "high"))
+    number = {0.0: f"fewer than {least:,}", math.inf: f"more than {most:,}"}
+    images, low, high = (number.get(row[name], f"{row[name]:,.0f}") for name in ("images", "low", "high"))
     about = images if row["images"] in number else f"about {images}"
     seeds = low if low == high else f"{low} to {high}"
     a, b, task = (visible(row[name]) for name in ("a", "b", "task"))
-    return f"it takes {about} {a} images to reach on {task} what {row['scale_b']} {b} images reach (by seed: {seeds})."
+    return (
+        f"it takes {about} {a} images to reach on {task} what {row['scale_b']:,} {b} images reach (by seed: {seeds})."
+    )
 
 
 def _caveats(contrasts: Sequence[Contrast], pocket: bool, missing: Sequence[str]) -> list[str]:
@@ -291,7 +293,8 @@ def _means_line(verdict: dict[str, Any], headline: dict[str, Any]) -> str:
         if (row["task"], row["metric"]) == (headline["task"], PRIMARY_METRIC) and row["scale"] in (0, headline["scale"])
     }
     names = {source: "off the shelf" if source == "none" else visible(source) for source in found}
-    return ", ".join(f"{names[source]} {found[source] * 100:.1f}" for source in reversed(in_order(found)))
+    order = sorted(in_order(found), key=lambda source: source != "none")
+    return ", ".join(f"{names[source]} {found[source] * 100:.1f}" for source in order)
 
 
 def verdict_text(verdict: dict[str, Any], width: int = 100) -> str:

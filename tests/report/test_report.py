@@ -120,7 +120,7 @@ def test_every_picture_is_told_in_words(reported: Path) -> None:
 
 
 def test_the_page_says_the_verdict_and_the_caveats(reported: Path) -> None:
-    text = page_of(reported).text
+    text = page_of(reported).text.replace("\xa0", " ").replace("−", "-")
     verdict = json.loads((reported / "verdict.json").read_text())
     for headline in verdict["headlines"]:
         assert headline["sentence"][1:] in text

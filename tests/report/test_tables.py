@@ -18,9 +18,9 @@ def test_sources_are_shown_in_one_order_whoever_comes_first() -> None:
     assert tables.in_order(["none", "zebra", "synthetic", "ape", "retrieved", "none"]) == [
         "retrieved",
         "synthetic",
-        "none",
         "ape",
         "zebra",
+        "none",
     ]
 
 

@@ -167,6 +167,11 @@ def test_sources_are_paired_by_the_seeds_that_both_have() -> None:
     assert contrast["differences"] == pytest.approx([0.1, 0.08])
 
 
+def test_a_source_of_any_name_stands_against_the_untrained_model() -> None:
+    results = pd.concat([rows("digits", "zebra", 800, [0.64, 0.65]), rows("digits", "none", 0, [0.5, 0.5])])
+    assert [(c["a"], c["b"]) for c in make_verdict(results)["contrasts"]] == [("zebra", "none")]
+
+
 def test_a_run_without_the_pair_says_so() -> None:
     verdict = make_verdict(rows("digits", "retrieved", 800, [0.6, 0.7]))
     assert verdict["headlines"][0]["sentence"].startswith(
@@ -228,7 +233,7 @@ def test_text_is_short_and_ends_with_the_caveats(results_of: Results) -> None:
     assert max(map(len, lines)) <= 100
     assert "Three seeds can never reach p < 0.05 by an exact sign-flip test (least possible: p = 0.25)" in text
     assert lines[-1] == "Pocket numbers say nothing about LAION-2B."
-    assert "off the shelf 61.0, perturbed " in text
+    assert "off the shelf 61.0, retrieved " in text
 
 
 def test_text_lets_no_control_code_through() -> None:
