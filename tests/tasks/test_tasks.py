@@ -1,0 +1,104 @@
+"""Tasks: one suite over all that are registered, and the ways in which a task folder can be wrong."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.pixels import decode_all
+from retrieve_or_generate.tasks import SPLITS, Task, load_task, task_names
+
+
+@pytest.mark.parametrize("name", task_names())
+class TestEveryTask:
+    def test_splits_are_whole(self, name: str) -> None:
+        task = load_task(name)
+        for split in SPLITS:
+            data = task.split(split)
+            assert len(data.keys) == len(data.images) == len(data.labels) == len(set(data.keys))
+            assert set(np.unique(data.labels)) == set(range(len(task.class_names)))
+            assert decode_all(data.images[:4], 32).shape == (4, 3, 32, 32)
+
+    def test_no_picture_is_in_two_splits(self, name: str) -> None:
+        splits = [set(load_task(name).split(split).images) for split in SPLITS]
+        assert not (splits[0] & splits[1] or splits[0] & splits[2] or splits[1] & splits[2])
+
+    def test_names_and_templates(self, name: str) -> None:
+        task = load_task(name)
+        assert len(set(task.class_names)) == len(task.class_names) >= 2
+        assert all(template.count("{}") == 1 for template in task.templates)
+        assert set(task.synonyms) <= set(task.class_names)
+
+    def test_the_fingerprint_is_of_the_content(self, name: str, tmp_path: Path) -> None:
+        task = load_task(name)
+        copy = load_task(str(shutil.copytree(task.folder, tmp_path / name)))
+        assert copy.fingerprint == task.fingerprint
+        (tmp_path / name / "classnames.txt").write_text("\n".join(reversed(task.class_names)))
+        assert load_task(str(tmp_path / name)).fingerprint != task.fingerprint
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return shutil.copytree(load_task("textures").folder, tmp_path / "textures")
+
+
+def opened(folder: Path) -> Task:
+    return load_task(str(folder))
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"unknown task 'texture'; did you mean 'textures'\? \(known: aircraft, digits"):
+        load_task("texture")
+
+
+def test_one_class_is_no_task(folder: Path) -> None:
+    (folder / "classnames.txt").write_text("striped")
+    with pytest.raises(UsageError, match="1 class; a task needs two or more"):
+        opened(folder)
+
+
+def test_a_class_named_twice(folder: Path) -> None:
+    (folder / "classnames.txt").write_text("striped\ndotted\nstriped")
+    with pytest.raises(UsageError, match="'striped' stands there twice"):
+        opened(folder)
+
+
+def test_a_label_out_of_range_is_named(folder: Path) -> None:
+    (folder / "classnames.txt").write_text("striped\ndotted")
+    with pytest.raises(IntegrityError, match=r"0.tar: \d{6}.cls: label '\d' is not a class id below 2"):
+        opened(folder).split("val")
+
+
+def test_a_missing_shard_and_a_truncated_one(folder: Path) -> None:
+    path = folder / "val/0.tar"
+    path.write_bytes(path.read_bytes()[: 512 * 5 + 100])
+    with pytest.raises(IntegrityError, match=r"val/0.tar: not a whole tar|images but"):
+        opened(folder).split("val")
+    path.unlink()
+    with pytest.raises(IntegrityError, match=r"val/0.tar: missing; .*nshards.txt announces 1"):
+        opened(folder).split("val")
+
+
+def test_an_image_without_label(folder: Path, tmp_path: Path) -> None:
+    with tarfile.open(folder / "val/0.tar") as tar:
+        tar.extract("000000.jpg", tmp_path, filter="data")
+    with tarfile.open(folder / "val/0.tar", "w") as tar:
+        tar.add(tmp_path / "000000.jpg", "000000.jpg")
+    with pytest.raises(IntegrityError, match="1 images but 0 labels"):
+        opened(folder).split("val")
+
+
+def test_a_changed_byte_of_a_named_task_is_seen() -> None:
+    path = load_task("textures").folder / "val/0.tar"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+        with pytest.raises(IntegrityError, match=r"val/0.tar: its bytes changed"):
+            load_task("textures")
+    finally:
+        path.write_bytes(whole)
