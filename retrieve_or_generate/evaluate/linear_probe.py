@@ -63,6 +63,11 @@ class Selection:
     def C(self) -> float:
         return self.probe.C
 
+    @property
+    def score(self) -> tuple[float, float]:
+        """Orders selections on different features: more right, else less loss."""
+        return self.val_accuracy, -self.val_loss
+
 
 @dataclass(frozen=True)
 class ProbeResult:

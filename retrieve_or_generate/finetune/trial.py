@@ -1,0 +1,142 @@
+"""A trial: what it measured, and the folder that keeps it so that every number can be computed again.
+
+`write_trial` writes `config.json` (what identifies the trial), `metrics.jsonl` (one line a look at validation, then one for each
+choice), `predictions.parquet` (one row a test image: key, label, logits and probe probabilities), with `save_model` also
+`model.safetensors` (tower and head), and last `result.json`: the numbers, and the size and sha256 of the other files.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import save_file
+from torch import Tensor
+
+from retrieve_or_generate.evaluate.calibration import ece
+from retrieve_or_generate.evaluate.zero_shot import accuracy, mean_per_class_accuracy, probabilities
+from retrieve_or_generate.finetune.data import LabelledImages
+from retrieve_or_generate.store import content_key, durable_file, read_json, read_seal, seal, write_bytes, write_json
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """What one trial measured on `test`, and how it came about. `metrics` are shares in [0, 1]."""
+
+    test: LabelledImages
+    zero_shot_logits: np.ndarray  # (m, k) float32
+    linear_probe_probabilities: np.ndarray  # (m, k) float32
+    history: tuple[dict[str, Any], ...]
+    n_train: int
+    updates: int  # of each learning rate
+    images_seen: int
+    wall_seconds: float
+    device: str
+    precision: str  # that products were taken in
+    model: dict[str, Tensor] = field(repr=False)  # tower and head that validation chose for zero-shot
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return metrics_of(self.test.labels, self.zero_shot_logits, self.linear_probe_probabilities)
+
+    @property
+    def zero_shot_accuracy(self) -> float:
+        return self.metrics["zero_shot_accuracy"]
+
+    @property
+    def linear_probe_accuracy(self) -> float:
+        return self.metrics["linear_probe_accuracy"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished trial folder: its configuration, its numbers, and the rest of what `result.json` says."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    record: dict[str, Any]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def predictions(self) -> pa.Table:
+        return pq.read_table(self.folder / "predictions.parquet")
+
+
+def metrics_of(labels: np.ndarray, zero_shot_logits: np.ndarray, probe_probabilities: np.ndarray) -> dict[str, float]:
+    """The numbers of a trial from its predictions: (m,) labels, (m, k) logits and probabilities."""
+    metrics = {}
+    for name, scores in (("zero_shot", probabilities(zero_shot_logits)), ("linear_probe", probe_probabilities)):
+        metrics[f"{name}_accuracy"] = accuracy(scores, labels)
+        metrics[f"{name}_mean_per_class_accuracy"] = mean_per_class_accuracy(scores, labels)
+        metrics[f"{name}_ece"] = ece(scores, labels)
+    return metrics
+
+
+def write_trial(folder: Path, config: dict[str, Any], outcome: TrialOutcome, *, save_model: bool = False) -> Trial:
+    """Make `folder` a finished trial. `config` is JSON-like and holds all that the outcome follows from, no path and no date."""
+    write_json(folder / "config.json", config)
+    lines = [json.dumps(row, sort_keys=True, allow_nan=False) for row in outcome.history]
+    write_bytes(folder / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
+    with durable_file(folder / "predictions.parquet") as path:
+        pq.write_table(_predictions(outcome), path)
+    files = [folder / name for name in ("config.json", "metrics.jsonl", "predictions.parquet")]
+    if save_model:
+        files.append(folder / "model.safetensors")
+        with durable_file(files[-1]) as path:
+            save_file({name: value.contiguous() for name, value in sorted(outcome.model.items())}, path)
+    record = seal(
+        folder,
+        RESULT,
+        content_key(config),
+        files,
+        metrics=outcome.metrics,
+        n_train=outcome.n_train,
+        n_test=len(outcome.test),
+        updates=outcome.updates,
+        images_seen=outcome.images_seen,
+        wall_seconds=outcome.wall_seconds,
+        device=outcome.device,
+        precision=outcome.precision,
+    )
+    return Trial(folder, config, record["metrics"], record)
+
+
+def read_trial(folder: Path, config: dict[str, Any] | None = None) -> Trial | None:
+    """The finished trial in `folder`; None when there is none, or only one of another `config`.
+
+    Raises:
+        IntegrityError: a file of it is missing or changed since it was written.
+    """
+    record = read_seal(folder, RESULT, content_key(config) if config is not None else None)
+    if record is None:
+        return None
+    return Trial(folder, read_json(folder / "config.json"), record["metrics"], record)
+
+
+def _predictions(outcome: TrialOutcome) -> pa.Table:
+    test = outcome.test
+    columns = {
+        "key": pa.array(test.keys or [f"{row:06d}" for row in range(len(test))]),
+        "label": pa.array(test.labels),
+        "zero_shot": pa.array(outcome.zero_shot_logits.argmax(1)),
+        "linear_probe": pa.array(outcome.linear_probe_probabilities.argmax(1)),
+        "zero_shot_logits": _lists(outcome.zero_shot_logits),
+        "linear_probe_probabilities": _lists(outcome.linear_probe_probabilities),
+    }
+    return pa.table(columns)
+
+
+def _lists(values: np.ndarray) -> pa.Array:
+    """(m, k) float32 as m lists of k numbers."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float32).ravel()), values.shape[1])
