@@ -1,0 +1,298 @@
+"""The verbs as functions: names, folders and an experiment in; stages are called with what those names stand for.
+
+A function takes an `Experiment` (the pocket one by default), of which its stage reads its own part, and writes to `out`. Finished
+work with the same inputs is read back, not done again. `progress` is called with what is being done, how many of it are done,
+and how many there are. `device` is cpu, cuda or cuda:N.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.experiment import Experiment
+from retrieve_or_generate.progress import Progress
+
+if TYPE_CHECKING:
+    from retrieve_or_generate.compare.plan import TrialPlan
+    from retrieve_or_generate.finetune import LabelledImages, Trial
+    from retrieve_or_generate.image_set import ImageSet
+    from retrieve_or_generate.models import Clip
+    from retrieve_or_generate.pool.index import IndexRecipe
+    from retrieve_or_generate.tasks import Task
+
+POCKET = Experiment()
+
+
+def check_device(device: str) -> str:
+    """`device` if work can run on it; `UsageError` says what there is."""
+    import torch
+
+    try:
+        asked = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {device!r}: give cpu, cuda or cuda:N") from error
+    there = torch.cuda.device_count()
+    if asked.type == "cpu" or (asked.type == "cuda" and (asked.index or 0) < there):
+        return device
+    gpus = f"cuda:0 to cuda:{there - 1} and " if there else "only "
+    raise UsageError(f"device {device!r} is not there; there is {gpus}cpu")
+
+
+def compare(
+    out: Path,
+    experiment: Experiment = POCKET,
+    device: str = "cpu",
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run the whole experiment into folder `out`, or what is missing of it, and give the verdict that `verdict.json` holds.
+
+    `jobs` worker processes of one thread each, by default one a core.
+
+    Raises:
+        UsageError: `out` holds something else, or an input is not there. IntegrityError: a file changed since it was written.
+    """
+    from retrieve_or_generate.compare import compare as run
+
+    return run(experiment, out, check_device(device), jobs, progress)
+
+
+def retrieve(
+    task: str, out: Path, experiment: Experiment = POCKET, device: str = "cpu", progress: Progress | None = None
+) -> ImageSet:
+    """Search the experiment's pool for the classes of `task` (a name or a folder), curate, and write the image set to `out`.
+
+    Raises:
+        UsageError: unknown task, pool or model, or `out` holds something else. IntegrityError: a damaged pool.
+    """
+    from retrieve_or_generate.models import load_clip
+    from retrieve_or_generate.pool.layout import open_pool
+    from retrieve_or_generate.retrieve import retrieve as search
+    from retrieve_or_generate.tasks import load_task
+
+    wanted, clip = load_task(task), load_clip(experiment.model, check_device(device))
+    told = _named(progress, f"retrieve {wanted.name}")
+    return search(wanted, open_pool(experiment.pool), clip, out, experiment.retrieve, experiment.curate, progress=told)
+
+
+def synthesize(
+    out: Path,
+    like: Path | None = None,
+    init: Path | None = None,
+    strength: float | None = None,
+    task: str | None = None,
+    experiment: Experiment = POCKET,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> ImageSet:
+    """Generate as many images of each class as the image set `like` has, or perturb the image set `init` by `strength`.
+
+    `strength` is in [0, 1], by default the experiment's. `task` is needed only where it is a folder: else the set knows it.
+
+    Raises:
+        UsageError: both or neither of `like` and `init`, an unknown generator, or an image set of another task.
+    """
+    from retrieve_or_generate.image_set import load_image_set
+    from retrieve_or_generate.models import load_clip
+    from retrieve_or_generate.synthesize import load_generator, perturb
+    from retrieve_or_generate.synthesize import synthesize as generate
+    from retrieve_or_generate.tasks import load_task
+
+    given = like or init
+    if given is None or (like and init):
+        raise UsageError("give either the image set to match (--like SET) or the one to perturb (--init SET)")
+    check_device(device)
+    image_set = load_image_set(given)
+    wanted = load_task(task or image_set.task)
+    clip, generator = load_clip(experiment.model, device), load_generator(experiment.generator, device)
+    told = _named(progress, f"{'synthesize' if like else 'perturb'} {wanted.name}")
+    how, curation = experiment.synthesize, experiment.curate
+    if like:
+        return generate(wanted, image_set, generator, clip, out, how, curation, told)
+    amount = experiment.perturb.strength if strength is None else strength
+    return perturb(wanted, image_set, generator, clip, out, amount, how, curation, told)
+
+
+def finetune(
+    out: Path,
+    train: Path | None = None,
+    task: str | None = None,
+    scale: int | None = None,
+    seed: int = 0,
+    experiment: Experiment = POCKET,
+    device: str = "cpu",
+    save_model: bool = False,
+) -> Trial:
+    """Train on `scale` images of the image set `train` (all by default), measure on `task`, and write a trial to `out`.
+
+    Without `train`, the model is measured off the shelf. Seeds, order and settings are those of `compare`.
+
+    Raises:
+        UsageError: neither `train` nor `task`, a scale that a class cannot fill, or `out` holds something else.
+    """
+    from retrieve_or_generate.finetune import finetune as adapt
+    from retrieve_or_generate.finetune import read_trial, task_images, write_trial
+    from retrieve_or_generate.image_set import load_image_set
+    from retrieve_or_generate.models import load_clip
+    from retrieve_or_generate.tasks import load_task
+
+    check_device(device)
+    image_set = load_image_set(train) if train else None
+    name = task or (image_set.task if image_set else None)
+    if name is None:
+        raise UsageError("give the image set to train on (--train SET), or a task to measure the model on (--task T)")
+    wanted = load_task(name)
+    plan = _plan(experiment, wanted, image_set, scale, seed)
+    if done := read_trial(out, plan.config):
+        return done
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out}: not empty, and not this trial; choose another --out")
+    clip = load_clip(experiment.model, device)
+    images = _images(image_set, plan, clip) if image_set else None
+    outcome = adapt(
+        clip, images, task_images(wanted, clip), experiment.finetune, experiment.linear_probe, seed=plan.seed_value
+    )
+    return write_trial(out, plan.config, outcome, save_model=save_model)
+
+
+def _named(progress: Progress | None, what: str) -> Any:
+    return partial(progress, what) if progress else None
+
+
+def _plan(experiment: Experiment, task: Task, image_set: ImageSet | None, scale: int | None, seed: int) -> TrialPlan:
+    """The one trial, planned as `compare` plans a grid that holds nothing else."""
+    from retrieve_or_generate.compare.plan import plan_trials
+    from retrieve_or_generate.weights import clip_fingerprint
+
+    source = image_set.source if image_set else "none"
+    size = (scale or int(image_set.counts().sum())) if image_set else 1
+    grid = experiment.model_copy(update={"sources": (source,), "scales": (size,), "seeds": seed + 1})
+    drawn = {(task.name, source): image_set} if image_set else {}
+    return plan_trials(grid, {task.name: task}, drawn, clip_fingerprint(experiment.model))[-1]
+
+
+def _images(image_set: ImageSet, plan: TrialPlan, clip: Clip) -> LabelledImages:
+    from retrieve_or_generate.compare.plan import chosen_rows
+    from retrieve_or_generate.finetune import LabelledImages
+    from retrieve_or_generate.pixels import decode_all
+
+    keys = chosen_rows(image_set, plan)
+    labels = image_set.kept.set_index("key")["label"].loc[keys].to_numpy()
+    return LabelledImages(decode_all(image_set.images(keys), clip.image_size), labels, tuple(keys))
+
+
+def status(run: Path) -> dict[str, Any]:
+    """What is finished of a run: `{"experiment", "sets", "trials", "report"}`, sets and trials as [done, all].
+
+    A trial counts when its files are as recorded. Until all image sets are there, no trial can be named, and none counts.
+
+    Raises:
+        UsageError: no run there. IntegrityError: a finished trial or image set was changed.
+    """
+    from retrieve_or_generate.compare import sets
+    from retrieve_or_generate.compare.folder import EXPERIMENT, SEAL, load_tasks
+    from retrieve_or_generate.compare.plan import plan_trials
+    from retrieve_or_generate.compare.trials import is_done
+    from retrieve_or_generate.experiment import load_experiment
+    from retrieve_or_generate.weights import clip_fingerprint
+
+    if not (run / EXPERIMENT).is_file():
+        raise UsageError(f"{run}: not a run (no {EXPERIMENT}); rog compare --out {run} makes one")
+    experiment = load_experiment(run / EXPERIMENT)
+    named = load_tasks(experiment)
+    trained = [source for source in experiment.sources if source != "none"]
+    left = sum(len(units) for _, units in sets.missing(run, named, experiment))
+    shelf = len(named) * ("none" in experiment.sources)
+    done, total = 0, shelf + len(named) * len(trained) * len(experiment.scales) * experiment.seeds
+    if not left:
+        drawn = sets.open_sets(run, named, experiment)
+        done = sum(
+            is_done(run, trial) for trial in plan_trials(experiment, named, drawn, clip_fingerprint(experiment.model))
+        )
+    made = len(named) * len(trained)
+    return {
+        "experiment": experiment.name,
+        "sets": [made - left, made],
+        "trials": [done, total],
+        "report": (run / SEAL).is_file() and done == total,
+    }
+
+
+def build_index(recipe: str, out: Path | None = None, pool: str | None = None) -> Path:
+    """Build the index of a recipe (a name in `indexes/`, or a file) over `pool`, by default the recipe's; its folder.
+
+    Raises:
+        UsageError: unknown recipe or pool, one that is not for the other, or `out` holds something else.
+    """
+    from retrieve_or_generate.pool import index
+    from retrieve_or_generate.pool.layout import open_pool
+
+    wanted = index.load_recipe(recipe)
+    return index.build_index(open_pool(pool or wanted.pool), wanted, out or Path("runs") / "indexes" / wanted.name)
+
+
+def search_index(
+    folder: Path, query: str, pool: str | None = None, k: int = 10, nprobe: int | None = None
+) -> list[dict[str, Any]]:
+    """The `k` rows nearest to the words of `query` among those the index finds, best first, with caption and URL."""
+    from retrieve_or_generate.models import load_clip, text_features
+    from retrieve_or_generate.pool import index
+    from retrieve_or_generate.pool.layout import open_pool
+
+    recipe = _recipe_of(folder)
+    searched = open_pool(pool or recipe.pool)
+    D, I = index.search_index(folder, searched, text_features(load_clip(recipe.model), [query]), k, nprobe=nprobe)  # noqa: E741
+    rows = I[0][I[0] >= 0]
+    told = searched.metadata(rows, ("caption", "url")).to_pylist()
+    return [{"row": int(row), "similarity": float(d), **more} for row, d, more in zip(rows, D[0], told, strict=False)]
+
+
+def _recipe_of(folder: Path) -> IndexRecipe:
+    from retrieve_or_generate.pool.index import INDEX_SEAL, IndexRecipe
+    from retrieve_or_generate.store import read_seal
+
+    record = read_seal(folder, INDEX_SEAL, verify=False)
+    if record is None:
+        raise UsageError(f"{folder}: no finished index (no {INDEX_SEAL}); rog index build makes one")
+    return IndexRecipe.model_validate(record["recipe"])
+
+
+def index_recall(folder: Path, pool: str | None = None, k: int = 100, queries: int = 200) -> float:
+    """Share of the true `k` nearest rows that the index finds, over captions drawn from the pool by seed."""
+    from retrieve_or_generate.models import load_clip, text_features
+    from retrieve_or_generate.pool import index
+    from retrieve_or_generate.pool.layout import open_pool
+    from retrieve_or_generate.seeds import generator_for
+
+    recipe = _recipe_of(folder)
+    searched = open_pool(pool or recipe.pool)
+    drawn = generator_for("index", "recall").permutation(searched.rows)[:queries]
+    captions = searched.metadata(drawn, ("caption",))["caption"].to_pylist()
+    xq = text_features(load_clip(recipe.model), [caption or "" for caption in captions])
+    return index.measure_recall(folder, searched, xq, k)
+
+
+def verify(path: Path) -> tuple[int, int]:
+    """Compare all finished work below `path` with its recorded checksums; the numbers of units and of files that agree.
+
+    Raises:
+        UsageError: nothing finished there. IntegrityError: the first file that is missing or differs.
+    """
+    from retrieve_or_generate.store import check_files, read_json
+
+    units = files = 0
+    if not path.is_dir():
+        raise UsageError(f"{path}: no such folder")
+    for seal in sorted(path.rglob("*.json")):
+        record = read_json(seal)
+        if isinstance(record, dict) and "key" in record and isinstance(record.get("files"), dict):
+            check_files(seal.parent, record["files"])
+            units, files = units + 1, files + len(record["files"])
+    if not units:
+        raise UsageError(
+            f"{path}: nothing with recorded checksums; give a finished pool, index, image set, trial or run"
+        )
+    return units, files

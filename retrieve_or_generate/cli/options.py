@@ -1,0 +1,60 @@
+"""Options that mean the same in every verb, and how verbs print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from retrieve_or_generate.experiment import Experiment
+    from retrieve_or_generate.image_set import ImageSet
+
+ExperimentFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="EXPERIMENT", help="experiment file (YAML); left out: the pocket world", show_default=False),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="override a field of the experiment; repeatable", show_default=False
+    ),
+]
+Pool = Annotated[
+    str | None, typer.Option(metavar="POOL", help="pocket, or a folder in LAION's layout", show_default=False)
+]
+Task = Annotated[
+    str | None, typer.Option(metavar="TASK", help="name (rog tasks) or folder of the task", show_default=False)
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="folder to write to; default: under runs/", show_default=False)
+]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one machine-readable object last")]
+
+
+def read_experiment(path: Path | None, overrides: list[str] | None, **fields: Any) -> Experiment:
+    """The experiment of a command line."""
+    from retrieve_or_generate.experiment import load_experiment
+
+    return load_experiment(path, tuple(overrides or ()), **fields)
+
+
+def emit(text: str, record: dict[str, Any], as_json: bool) -> None:
+    typer.echo(text)
+    if as_json:
+        typer.echo(json.dumps(record, ensure_ascii=False, default=str))
+
+
+def emit_set(image_set: ImageSet, as_json: bool) -> None:
+    counts, manifest = image_set.counts(), image_set.manifest
+    reasons = {str(reason): int(count) for reason, count in manifest["reason"].value_counts().items() if reason}
+    dropped = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
+    text = (
+        f"{image_set.folder}: {counts.sum()} {image_set.source} images of {len(counts)} classes "
+        f"({counts.min()} to {counts.max()} a class), of {len(manifest)} candidates (dropped: {dropped})"
+    )
+    record = {"out": image_set.folder, "source": image_set.source, "task": image_set.task, "kept": int(counts.sum())}
+    emit(text, record | {"candidates": len(manifest), "dropped": reasons}, as_json)

@@ -1,0 +1,121 @@
+"""The verbs that look: at a run, at recorded checksums, at what has a name, at this environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from retrieve_or_generate.cli.options import AsJson, emit
+from retrieve_or_generate.endings import DamageFoundError
+from retrieve_or_generate.errors import IntegrityError, UsageError
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="folder that rog compare wrote")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of a run anew.
+
+    From what its trials stored: verdict.json, results.csv, figures/ and report.html. Nothing is measured again.
+
+    \b
+    Example:  rog report runs/pocket
+    """
+    from retrieve_or_generate.report import write_report
+
+    page = write_report(run)
+    emit(str(page), {"report": page}, as_json)
+
+
+def status(
+    run: Annotated[Path, typer.Argument(help="folder that rog compare writes")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what is finished of a run, and what is left.
+
+    \b
+    Example:  rog status runs/pocket
+    """
+    from retrieve_or_generate import api
+
+    found = api.status(run)
+    lines = [f"{run}: experiment {found['experiment']}"]
+    lines += ["  {:<11} {} of {}".format(what, *found[what]) for what in ("sets", "trials")]
+    lines.append(f"  {'report':<11} {'written' if found['report'] else 'not yet; rog compare goes on with the run'}")
+    emit("\n".join(lines), {"out": run, **found}, as_json)
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="a pool, index, image set, trial or run, or a folder of them")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare finished files with their checksums.
+
+    Every file of every finished pool, index, image set, trial and run below PATH. The first that differs is named, exit code 4.
+
+    \b
+    Example:  rog verify runs/pocket
+    """
+    from retrieve_or_generate import api
+
+    try:
+        units, files = api.verify(path)
+    except IntegrityError as error:
+        raise DamageFoundError(str(error)) from error
+    emit(f"{path}: {files} files in {units} finished units are as recorded", {"units": units, "files": files}, as_json)
+
+
+def tasks(as_json: AsJson = False) -> None:
+    """List the tasks that have a name.
+
+    A folder in CLIP_benchmark's webdataset layout is a task, too.
+
+    \b
+    Example:  rog tasks --json
+    """
+    from retrieve_or_generate.tasks import SPLITS, load_task, task_names
+
+    rows: list[dict[str, Any]] = []
+    for name in task_names():
+        task = load_task(name)
+        rows.append(
+            {"task": name, "classes": len(task.class_names)} | {split: len(task.split(split)) for split in SPLITS}
+        )
+    lines = [f"{'task':<12} {'classes':>7} {'train':>6} {'val':>6} {'test':>6}"]
+    lines += ["{task:<12} {classes:>7} {train:>6} {val:>6} {test:>6}".format(**row) for row in rows]
+    emit("\n".join(lines), {"tasks": rows}, as_json)
+
+
+def models(as_json: AsJson = False) -> None:
+    """List the CLIP models that have a name.
+
+    The pocket one, and those that open_clip downloads. A folder that open_clip can load is a model, too, and hf-hub:ORG/REPO.
+
+    \b
+    Example:  rog models | grep ViT-B-16
+    """
+    import open_clip
+
+    names = ["pocket", *("/".join(pair) for pair in open_clip.list_pretrained())]
+    emit("\n".join(names), {"models": names}, as_json)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Look at whether this environment can do the work.
+
+    Versions, faiss, torch, devices, memory and disk. Exit code 2 where something will fail, with what to do about it.
+
+    \b
+    Example:  rog doctor
+    """
+    from dataclasses import asdict
+
+    from retrieve_or_generate.doctor import as_text, examine
+    from retrieve_or_generate.pocket.places import cache_folder
+
+    checks = examine(cache_folder())
+    emit(as_text(checks), {"checks": [asdict(check) for check in checks]}, as_json)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(UsageError.exit_code)

@@ -1,0 +1,170 @@
+"""The verbs that do work: the whole comparison, and each stage alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retrieve_or_generate.cli.options import (
+    AsJson,
+    Device,
+    ExperimentFile,
+    Out,
+    Overrides,
+    Pool,
+    Task,
+    emit,
+    emit_set,
+    read_experiment,
+)
+from retrieve_or_generate.errors import UsageError
+
+
+def compare(
+    experiment: ExperimentFile = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="trials per cell; default: the experiment's", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    device: Device = "cpu",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="worker processes; default: one a core", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a whole comparison and end with the verdict.
+
+    Tasks × sources × scales × seeds, whatever of it is missing in the folder; then results.parquet, verdict.json and
+    report.html.
+
+    \b
+    Examples:
+      rog compare --seeds 3
+      rog compare laion.yaml --device cuda --out runs/laion
+      rog compare --set tasks=[digits] --set scales=[50] --seeds 1 --out runs/quick
+    """
+    from retrieve_or_generate import api
+    from retrieve_or_generate.progress import ProgressLine
+    from retrieve_or_generate.report import verdict_text
+
+    asked = read_experiment(experiment, overrides, seeds=seeds)
+    folder = out or Path("runs") / asked.name
+    verdict = api.compare(folder, asked, device, jobs, ProgressLine())
+    text = f"{verdict_text(verdict)}\n\nreport: {folder / 'report.html'}"
+    emit(text, {"out": folder, "report": folder / "report.html", "verdict": verdict}, as_json)
+
+
+def retrieve(
+    experiment: ExperimentFile = None,
+    task: Task = None,
+    pool: Pool = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Search a pool for a task's classes.
+
+    Class names in templates against the pool's embeddings or captions, then the curation that every source goes through.
+    Writes an image set. Without --task, the experiment's first task.
+
+    \b
+    Examples:
+      rog retrieve --task digits --out sets/digits
+      rog retrieve --task my-birds/ --pool /data/laion2b --set retrieve.k=1000 --out sets/birds
+    """
+    from retrieve_or_generate import api
+    from retrieve_or_generate.progress import ProgressLine
+
+    asked = read_experiment(experiment, overrides, pool=pool)
+    wanted = task or asked.tasks[0]
+    folder = out or Path("runs") / f"{Path(wanted).name}-retrieved"
+    emit_set(api.retrieve(wanted, folder, asked, device, ProgressLine()), as_json)
+
+
+def synthesize(
+    experiment: ExperimentFile = None,
+    like: Annotated[
+        Path | None, typer.Option(metavar="SET", help="image set whose class counts to match", show_default=False)
+    ] = None,
+    init: Annotated[Path | None, typer.Option(metavar="SET", help="image set to perturb", show_default=False)] = None,
+    strength: Annotated[
+        str | None,
+        typer.Option(metavar="S[,S…]", help="how far to perturb, each from 0 to 1; with --init", show_default=False),
+    ] = None,
+    task: Task = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Generate images for a task's classes.
+
+    As many of each class as the set given with --like has; or the images of the set given with --init, perturbed by
+    --strength (one image set each: FOLDER-0.2, FOLDER-0.4). --task is needed only where it is a folder.
+
+    \b
+    Examples:
+      rog synthesize --like sets/digits --out sets/digits-synthetic
+      rog synthesize --init sets/digits --strength 0.2,0.4 --out sets/digits-perturbed
+    """
+    from retrieve_or_generate import api
+    from retrieve_or_generate.progress import ProgressLine
+
+    asked = read_experiment(experiment, overrides)
+    strengths = _strengths(strength)
+    base = out or Path("runs") / f"{(like or init or Path()).name}-{'synthetic' if like else 'perturbed'}"
+    for amount in strengths:
+        folder = base if len(strengths) == 1 else base.with_name(f"{base.name}-{amount:g}")
+        image_set = api.synthesize(folder, like, init, amount, task, asked, device, ProgressLine())
+        emit_set(image_set, as_json)
+
+
+def _strengths(text: str | None) -> list[float | None]:
+    try:
+        return [float(part) for part in text.split(",")] if text else [None]
+    except ValueError as error:
+        raise UsageError(f"--strength {text!r}: numbers from 0 to 1 with commas between, such as 0.2,0.4") from error
+
+
+def finetune(
+    experiment: ExperimentFile = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(metavar="SET", help="image set; left out: the model off the shelf", show_default=False),
+    ] = None,
+    task: Task = None,
+    scale: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="images to train on; default: all", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="S", help="which of the paired repetitions")] = 0,
+    save_model: Annotated[bool, typer.Option("--save-model", help="keep tower and head as model.safetensors")] = False,
+    overrides: Overrides = None,
+    out: Out = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Adapt the model to an image set and measure it.
+
+    Writes a trial: accuracy on the task's test images as zero-shot classifier and by linear probe, and every prediction.
+    --task is needed only where it is a folder, or without --train.
+
+    \b
+    Examples:
+      rog finetune --train sets/digits --scale 100 --seed 0 --out trials/digits-100
+      rog finetune --task digits --out trials/digits-off-the-shelf
+    """
+    from retrieve_or_generate import api
+
+    asked = read_experiment(experiment, overrides)
+    folder = out or Path("runs") / f"{(train or Path(task or '')).name}-n{scale or 'all' if train else 0}-s{seed}"
+    trial = api.finetune(folder, train, task, scale, seed, asked, device, save_model)
+    lines = [f"{name:<40} {value:.4f}" for name, value in trial.metrics.items()]
+    seen = "{n_train} images, {updates} updates, {wall_seconds:.1f} s on {device}; {n_test} test images".format(
+        **trial.record
+    )
+    emit("\n".join([f"{folder}: {seen}", *lines]), {"out": folder, "metrics": trial.metrics}, as_json)

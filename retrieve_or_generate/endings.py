@@ -1,0 +1,67 @@
+"""How `rog` ends: each way has its exit code and, where it is not success, one line on stderr.
+
+0 complete, 2 usage or bad input, 3 incomplete but resumable, 4 `rog verify` found damage, 130 interrupted, 143 terminated. A bug of
+ours keeps its traceback and ends with 1. The environment variable ROG_TRACEBACK=1 shows where a user's mistake came from.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from retrieve_or_generate.errors import IncompleteError, IntegrityError, UsageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DamageFoundError(IntegrityError):
+    """What `rog verify` was asked to find."""
+
+    exit_code = 4
+
+
+def exit_code(command: Callable[[], int | None]) -> int:
+    """Run a command line to its end and give its code. SIGTERM unwinds like an interrupt, so workers and temporary files go."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = command() or 0
+    except (UsageError, IncompleteError) as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        verb = context.command_path if context else "rog"
+        return _fail(f"{error.format_message()} (see {verb} --help)", UsageError.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if (
+            not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError"
+        ):  # torch's, without loading torch
+            raise
+        return _fail("out of memory; use fewer --jobs or smaller batches and run it again", IncompleteError.exit_code)
+    except OSError as error:
+        where = error.filename or "output"
+        if error.errno in _FULL:
+            return _fail(f"no space left for {where}; free some and run it again", IncompleteError.exit_code)
+        return _fail(f"{where}: {error.strerror or error}", UsageError.exit_code)
+    if code == 128 + signal.SIGINT:
+        return _fail("interrupted; what is finished is kept, and the same command goes on from there", code)
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    if os.environ.get("ROG_TRACEBACK"):
+        traceback.print_exc()
+    sys.stdout.flush()
+    print(f"rog: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _terminate(number: int, _: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
