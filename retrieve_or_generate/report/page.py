@@ -72,20 +72,23 @@ def _p(value: float | None) -> str:
 
 
 def _summary(run: Run) -> str:
+    """What was compared, in one sentence."""
     results = run.results
-    sources = in_order(source for source in results["source"] if source != "none")
-    scales = sorted({int(scale) for scale in results["scale"] if scale > 0})
-    seeds = count_of("seed", results["seed"].nunique())
-    trials = results.drop_duplicates("trial")
-    against = ", against CLIP off the shelf" if (results["source"] == "none").any() else ""
+    tasks, trials = count_of("task", results["task"].nunique()), f"{results['trial'].nunique()} trials."
+    trained = results[results["scale"] > 0]
+    if trained.empty:
+        return f"CLIP off the shelf on {tasks}, no source to compare: {trials}"
+    scales = _listed(f"{scale:,}" for scale in sorted(set(trained["scale"])))
+    seeds = count_of("seed", trained["seed"].nunique())
+    against = ", against CLIP off the shelf" if len(trained) < len(results) else ""
     return (
-        f"CLIP adapted to {count_of('task', results['task'].nunique())} with {_listed(sources)} images, "
-        f"{_listed(f'{scale:,}' for scale in scales)} of them, {seeds}{against}: {len(trials)} trials."
+        f"CLIP adapted to {tasks} with {_listed(in_order(trained['source']))} images, {scales} of them, "
+        f"{seeds}{against}: {trials}"
     )
 
 
 def _listed(names: Iterable[str]) -> str:
-    *most, last = [visible(name) for name in names] or ["none"]
+    *most, last = map(visible, names)
     return f"{', '.join(most)} or {last}" if most else last
 
 

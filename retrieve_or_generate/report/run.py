@@ -89,6 +89,8 @@ def read_results(path: Path) -> pd.DataFrame:
         raise IntegrityError(f"{path}: not readable as parquet ({str(error).splitlines()[0]})") from error
     if list(results.columns) != list(COLUMNS):
         raise IntegrityError(f"{path}: columns {list(results.columns)}, expected {list(COLUMNS)}")
+    if results.empty:
+        raise UsageError(f"{path}: holds no rows; run `rog compare` into this folder again")
     twice = results[results.duplicated(_IDENTITY)]
     if len(twice):
         row = twice.iloc[0]

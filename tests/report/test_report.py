@@ -165,6 +165,17 @@ def test_a_run_that_lacks_trials_and_sets_says_so(run_folder: Path) -> None:
     assert "What curation removed" not in text
 
 
+@pytest.mark.parametrize("sources", [["none"], ["none", "synthetic"], ["retrieved"]])
+def test_an_experiment_without_the_pair_has_a_report_too(run_folder: Path, sources: list[str]) -> None:
+    results = only_digits(run_folder, sources=sources)
+    results[results["source"].isin(sources)].to_parquet(run_folder / "results.parquet", index=False)
+    write_report(run_folder)
+    text = page_of(run_folder).text
+    assert "No claim on digits: no seed has both retrieved and synthetic at one scale." in text
+    assert "missing" not in text
+    assert ("CLIP off the shelf on one task, no source to compare" in text) == (sources == ["none"])
+
+
 def test_text_from_outside_stays_text(run_folder: Path, make_set: Callable[..., None]) -> None:
     shutil.rmtree(run_folder / "sets")
     make_set(run_folder / "sets" / "digits" / "retrieved", "digits", "retrieved", 1, class_names=HOSTILE * 2)
@@ -235,6 +246,9 @@ def test_results_of_another_form_are_refused(run_folder: Path) -> None:
     path = run_folder / "results.parquet"
     results.drop(columns="split").to_parquet(path, index=False)
     with pytest.raises(IntegrityError, match="columns"):
+        open_run(run_folder)
+    results.head(0).to_parquet(path, index=False)
+    with pytest.raises(UsageError, match="no rows"):
         open_run(run_folder)
     pd.concat([results, results.head(1)]).to_parquet(path, index=False)
     with pytest.raises(IntegrityError, match="measured twice"):
