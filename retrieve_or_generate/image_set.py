@@ -116,7 +116,7 @@ class ImageSetWriter(AbstractContextManager["ImageSetWriter"]):
     """Writes the candidates of one image set, in shards, as they come; `finish` seals them for curation.
 
     Leaving the block without `finish` leaves an unfinished folder, which the next writer clears. `key` names the inputs and
-    parameters that the candidates follow from; `config` says them in full.
+    parameters that the candidates follow from; `config` says them in full. The caller holds the folder's lock.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from retrieve_or_generate.curate import descriptor
 from retrieve_or_generate.curate.balance import class_quotas, seeded_ranks, within_cap
 from retrieve_or_generate.curate.decontaminate import EvaluationImages, contaminated, evaluation_images
-from retrieve_or_generate.curate.deduplicate import copy_pairs, surplus
+from retrieve_or_generate.curate.deduplicate import duplicates
 from retrieve_or_generate.curate.descriptor import Thumbnails
 from retrieve_or_generate.curate.score import clip_scores, top_fraction
 from retrieve_or_generate.errors import UsageError
@@ -74,8 +74,10 @@ def decide(
     reasons[list(copied)] = "contaminated"
     if settings.deduplicate:
         rows, left = _left(described, reasons)
-        pairs = copy_pairs(left.sha256, left.features, left.thumbnails, settings.duplicate_cosine)
-        reasons[rows[surplus(pairs, left.scores, left.keys)]] = "duplicate"
+        surplus = duplicates(
+            left.sha256, left.features, left.thumbnails, left.scores, left.keys, settings.duplicate_cosine
+        )
+        reasons[rows[surplus]] = "duplicate"
     rows, left = _left(described, reasons)
     reasons[rows[~top_fraction(left.scores, left.labels, left.keys, settings.keep_fraction)]] = "clip_score"
     rows, left = _left(described, reasons)
@@ -93,8 +95,9 @@ def _describe(folder: Path, table: pa.Table, clip: Clip, class_weights: np.ndarr
     places = list(zip(table["shard"].to_pylist(), table["key"].to_pylist(), strict=True))
     labels = table["label"].to_numpy()
     reader = ShardReader(folder)
-    features, thumbnails = [], []
-    for start in range(0, max(len(places), 1), _BATCH):
+    features = [np.zeros((0, clip.embed_dim), np.float32)]
+    thumbnails = [descriptor.describe(decode_all([], clip.image_size))]
+    for start in range(0, len(places), _BATCH):
         pixels = decode_all(reader.read(places[start : start + _BATCH]), clip.image_size)
         features.append(image_features(clip, pixels, batch_size=_BATCH))
         thumbnails.append(descriptor.describe(pixels))

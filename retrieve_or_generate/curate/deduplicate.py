@@ -7,17 +7,32 @@ import numpy as np
 from retrieve_or_generate.curate.descriptor import Thumbnails, copies
 
 
-def copy_pairs(sha256: np.ndarray, features: np.ndarray, thumbnails: Thumbnails, cosine: float) -> np.ndarray:
-    """Pairs of rows (pairs, 2) that show one picture: equal bytes, or an embedding cosine from `cosine` on and equal
-    thumbnails. `features` is (n, d) of unit length. Each picture is paired with the first of its equals in bytes, not with all.
+def duplicates(
+    sha256: np.ndarray,
+    features: np.ndarray,
+    thumbnails: Thumbnails,
+    scores: np.ndarray,
+    keys: np.ndarray,
+    cosine: float,
+) -> np.ndarray:
+    """Which rows go, (n,) bool: all but the best of equal bytes, then all but the best of what shows one picture.
+
+    Best is the highest score, then the first key. `features` is (n, d) of unit length.
     """
-    _, first, same = np.unique(sha256, return_index=True, return_inverse=True)
-    later = np.setdiff1d(np.arange(len(sha256)), first)
-    equal = np.stack([first[same[later]], later], axis=1)
-    i, j = copies(thumbnails.take(first), thumbnails.take(first))
-    i, j = first[i[i < j]], first[j[i < j]]
+    order = np.lexsort((keys, -scores))
+    best = order[np.unique(sha256[order], return_index=True)[1]]
+    pairs = near_pairs(features[best], thumbnails.take(best), cosine)
+    goes = np.ones(len(keys), bool)
+    goes[best] = surplus(pairs, scores[best], keys[best])
+    return goes
+
+
+def near_pairs(features: np.ndarray, thumbnails: Thumbnails, cosine: float) -> np.ndarray:
+    """Pairs of rows (pairs, 2) with copies for thumbnails and an embedding cosine from `cosine` on."""
+    i, j = copies(thumbnails, thumbnails)
+    i, j = i[i < j], j[i < j]
     near = np.einsum("nd,nd->n", features[i], features[j]) >= cosine
-    return np.concatenate([equal, np.stack([i[near], j[near]], axis=1)])
+    return np.stack([i[near], j[near]], axis=1)
 
 
 def surplus(pairs: np.ndarray, scores: np.ndarray, keys: np.ndarray) -> np.ndarray:
