@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from retrieve_or_generate.errors import IntegrityError
+from retrieve_or_generate.experiment import FinetuneSettings, ProbeSettings
+from retrieve_or_generate.finetune import TaskImages, TrialOutcome, finetune, metrics_of, read_trial, write_trial
+from retrieve_or_generate.finetune.trial import RESULT
+from retrieve_or_generate.models import Clip
+
+CONFIG = {"task": "colours", "source": "none", "scale": 0, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def outcome(clip: Clip, task: TaskImages) -> TrialOutcome:
+    return finetune(clip, None, task, FinetuneSettings(), ProbeSettings(), seed=1)
+
+
+def test_what_was_written_is_read_back(tmp_path: Path, outcome: TrialOutcome) -> None:
+    written = write_trial(tmp_path, CONFIG, outcome)
+    read = read_trial(tmp_path, CONFIG)
+    assert read == written
+    assert read is not None
+    assert read.metrics == outcome.metrics
+    assert tuple(read.history) == outcome.history
+    assert (read.record["n_test"], read.record["n_train"], read.record["device"]) == (21, 0, "cpu")
+    assert read.predictions["key"].to_pylist() == list(outcome.test.keys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "metrics.jsonl",
+        "predictions.parquet",
+        RESULT,
+    ]
+
+
+def test_every_number_can_be_computed_again_from_the_predictions(tmp_path: Path, outcome: TrialOutcome) -> None:
+    table = write_trial(tmp_path, CONFIG, outcome).predictions
+    labels = table["label"].to_numpy()
+    logits, p = (
+        table[name].combine_chunks().flatten().to_numpy().reshape(len(labels), -1)
+        for name in ("zero_shot_logits", "linear_probe_probabilities")
+    )
+    assert metrics_of(labels, logits, p) == outcome.metrics
+    assert (table["zero_shot"].to_numpy() == logits.argmax(1)).all()
+    assert np.mean(table["linear_probe"].to_numpy() == labels) == outcome.linear_probe_accuracy
+
+
+def test_equal_outcomes_give_equal_files(tmp_path: Path, outcome: TrialOutcome) -> None:
+    for name in ("a", "b"):
+        write_trial(tmp_path / name, CONFIG, outcome)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_only_a_finished_trial_of_the_same_configuration_counts(tmp_path: Path, outcome: TrialOutcome) -> None:
+    assert read_trial(tmp_path / "nothing") is None
+    write_trial(tmp_path, CONFIG, outcome)
+    assert read_trial(tmp_path, CONFIG | {"seed": 1}) is None
+    assert read_trial(tmp_path) is not None
+    (tmp_path / RESULT).unlink()  # as after a kill
+    assert read_trial(tmp_path, CONFIG) is None
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "predictions.parquet"])
+def test_a_changed_byte_is_found_and_named(tmp_path: Path, outcome: TrialOutcome, name: str) -> None:
+    write_trial(tmp_path, CONFIG, outcome)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(IntegrityError, match=name):
+        read_trial(tmp_path, CONFIG)
+
+
+def test_the_model_is_kept_when_asked_for(tmp_path: Path, outcome: TrialOutcome) -> None:
+    write_trial(tmp_path, CONFIG, outcome, save_model=True)
+    kept = load_file(tmp_path / "model.safetensors")
+    assert kept.keys() == outcome.model.keys()
+    assert kept["head.weight"].shape == (3, 128)
