@@ -7,6 +7,7 @@ work, through the opener of `guard`; its resume, exit codes and re-encoding are 
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import sys
@@ -21,6 +22,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,6 +45,7 @@ _PART = pa.schema(
     [*((name, pa.string()) for name in ("key", "url", "status", "reason", "sha256")), ("image", pa.binary())]
 )
 DOWNLOADS = pa.schema([*list(_PART)[:-1], ("part", pa.string())])
+_ASKED = ["key", "url", "md5"]
 _QUIET = {"NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled", "WANDB_SILENT": "true"}
 _INPUT, _URLS = pa.schema([("own_key", pa.string()), ("url", pa.string())]), "urls.arrow"
 _START_SECONDS = 120.0  # for a worker to import img2dataset on a busy machine
@@ -58,13 +61,17 @@ def download(
     part_rows: int = 1000,
     progress: Callable[[int], None] | None = None,
 ) -> pa.Table:
-    """Fetch `urls` (columns `key`, each once, and `url`) into parts under `out`; the table of what came of each, in order.
+    """Fetch `urls` (columns `key`, each once, `url`, and `md5` where known) into parts under `out`; what came of each, in order.
 
-    `status` is ok, failed (it could not be had) or refused (by the policy or by the site), `reason` a code and a detail.
+    `status` is ok, failed (it could not be had, or its md5 is another) or refused (by the policy or by the site), `reason` a code
+    and a detail.
     `progress` is told how many URLs are done. Raises `IncompleteError` when a worker died or hung; what is finished is kept.
     """
     policy = policy or DownloadPolicy()
-    parts = [urls.select(["key", "url"]).slice(start, part_rows) for start in range(0, urls.num_rows, part_rows)]
+    if "md5" not in urls.column_names:
+        urls = urls.append_column("md5", pa.nulls(urls.num_rows, pa.string()))
+    asked = urls.select(_ASKED)
+    parts = [asked.slice(start, part_rows) for start in range(0, asked.num_rows, part_rows)]
     with locked(out), ThreadPoolExecutor(processes) as pool:
         remove_leftovers(out)
         waiting = deque(enumerate(parts))
@@ -151,7 +158,7 @@ class _Worker:
             self.process.start()
             theirs.close()
         with pa.ipc.new_file(str(folder / _URLS), _INPUT) as writer:
-            writer.write_table(urls.rename_columns(_INPUT.names).cast(_INPUT))
+            writer.write_table(urls.select(_ASKED[:2]).rename_columns(_INPUT.names).cast(_INPUT))
         self.pipe.send((folder, urls.num_rows))
         if not self.pipe.poll(
             _START_SECONDS + (1 + urls.num_rows / self.policy.threads) * self.policy.deadline_seconds
@@ -214,17 +221,19 @@ def _end_with_parent() -> None:
 def _reconciled(urls: pa.Table, written: pa.Table) -> pa.Table:
     """One row for every URL asked for, in their order; img2dataset leaves out a sample that it failed to write."""
     found = {row["own_key"]: row for row in written.to_pylist()}
-    rows = [_row(key, url, found.get(key)) for key, url in zip(*urls.to_pydict().values(), strict=True)]
+    rows = [_row(asked, found.get(asked["key"])) for asked in urls.to_pylist()]
     return pa.Table.from_pylist(rows, _PART)
 
 
-def _row(key: str, url: str, row: dict[str, str] | None) -> dict[str, str | bytes | None]:
-    out: dict[str, str | bytes | None] = {"key": key, "url": url, "sha256": "", "image": None, "status": "failed"}
+def _row(asked: dict[str, str], row: dict[str, Any] | None) -> dict[str, Any]:
+    out = {"key": asked["key"], "url": asked["url"], "sha256": "", "image": None, "status": "failed"}
     if row is None:
         return out | {"reason": "lost: img2dataset wrote no row for it"}
-    if row["status"] == "success":
-        return out | {"status": "ok", "reason": "", "sha256": row["sha256"], "image": row["jpg"]}
-    status, _, reason = (row["error_message"] or "").partition(" ")
-    if status in ("failed", "refused"):
-        return out | {"status": status, "reason": reason}
-    return out | {"reason": f"other: {row['error_message']}"}
+    if row["status"] != "success":
+        status, _, reason = (row["error_message"] or "").partition(" ")
+        told = status in ("failed", "refused")
+        return out | ({"status": status, "reason": reason} if told else {"reason": f"other: {row['error_message']}"})
+    md5 = hashlib.md5(row["jpg"], usedforsecurity=False).hexdigest()
+    if asked["md5"] and asked["md5"] != md5:
+        return out | {"reason": f"changed: md5 is {md5}, not {asked['md5']}"}
+    return out | {"status": "ok", "reason": "", "sha256": row["sha256"], "image": row["jpg"]}

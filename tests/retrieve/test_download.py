@@ -18,8 +18,11 @@ from retrieve_or_generate.retrieve import download as module
 from retrieve_or_generate.retrieve.download import DOWNLOADS, DownloadPolicy, download, downloaded
 
 
-def table(urls: dict[str, str | None]) -> pa.Table:
-    return pa.table({"key": list(urls), "url": pa.array(urls.values(), pa.string())})
+def table(urls: dict[str, str | None], md5: dict[str, str] | None = None) -> pa.Table:
+    sums = [(md5 or {}).get(key) for key in urls]
+    return pa.table(
+        {"key": list(urls), "url": pa.array(urls.values(), pa.string()), "md5": pa.array(sums, pa.string())}
+    )
 
 
 def pictures(count: int) -> dict[str, bytes]:
@@ -51,12 +54,15 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Downloaded]:
             "null": None,
             "private": "http://10.0.0.1/a.jpg",
         }
-        yield Downloaded(out, table(urls), download(table(urls), out, policy, part_rows=10), policy, asked)
+        urls["changed"] = base + "/0.jpg"
+        md5 = {"changed": "0" * 32, "/1.jpg": hashlib.md5(SERVED["/1.jpg"]).hexdigest()}
+        asked_for = table(urls, md5)
+        yield Downloaded(out, asked_for, download(asked_for, out, policy, part_rows=10), policy, asked)
 
 
 def test_every_url_has_a_row_with_its_reason(first: Downloaded) -> None:
     assert first.found.schema == DOWNLOADS
-    assert first.found.select(["key", "url"]).equals(first.urls)
+    assert first.found.select(["key", "url"]).equals(first.urls.select(["key", "url"]))
     rows = first.found.to_pylist()
     assert [row["key"] for row in rows if row["status"] == "ok"] == list(SERVED)
     assert {
@@ -71,6 +77,7 @@ def test_every_url_has_a_row_with_its_reason(first: Downloaded) -> None:
         "closed": "refused address",
         "null": "failed other",
         "private": "refused address",
+        "changed": "failed changed",
     }
 
 
@@ -85,7 +92,7 @@ def test_a_second_call_fetches_nothing(first: Downloaded) -> None:
     again = download(first.urls, first.out, first.policy, part_rows=10, progress=told.append)
     assert again.equals(first.found)
     assert len(first.asked) == asked
-    assert told == [10, 18]
+    assert told == [10, 19]
 
 
 def test_parts_follow_from_the_urls_not_from_the_order_of_arrival(first: Downloaded, tmp_path: Path) -> None:

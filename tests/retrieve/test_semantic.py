@@ -1,0 +1,140 @@
+"""Candidates by meaning and by name, from a pool whose embeddings are made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.experiment import RetrieveSettings
+from retrieve_or_generate.pool.layout import Pool, open_pool
+from retrieve_or_generate.retrieve import semantic
+from retrieve_or_generate.retrieve.semantic import check_search, find_candidates
+from retrieve_or_generate.tasks.base import Task
+
+DIM, ROWS = 16, 300
+TASK = Task("birds", ("ant", "bee", "cat"), ("a {}.", "photo of a {}", "{}"), Path("nowhere"))
+CLIP: Any = SimpleNamespace(name="made by hand", embed_dim=DIM)
+
+
+def unit(rng: np.random.Generator, n: int) -> np.ndarray:
+    vectors = rng.standard_normal((n, DIM))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+QUERIES = unit(np.random.default_rng(0), 9)
+EMBEDDINGS = {"image": unit(np.random.default_rng(1), ROWS), "text": unit(np.random.default_rng(2), ROWS)}
+CAPTIONS = ["an ant and a bee" if row % 50 == 7 else f"plant {row}" if row % 30 == 1 else None for row in range(ROWS)]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    folder = tmp_path_factory.mktemp("pool")
+    for kind, name in (("image", "img_emb"), ("text", "text_emb")):
+        (folder / name).mkdir()
+        for number, part in enumerate(np.split(EMBEDDINGS[kind], [170])):
+            np.save(folder / f"{name}/{name}_{number:04d}.npy", part.astype(np.float16))
+    (folder / "metadata").mkdir()
+    for number, (start, stop) in enumerate([(0, 170), (170, ROWS)]):
+        table = pa.table({"TEXT": CAPTIONS[start:stop], "URL": [f"http://x/{row}" for row in range(start, stop)]})
+        pq.write_table(table, folder / f"metadata/metadata_{number:04d}.parquet")
+    return open_pool(str(folder))
+
+
+@pytest.fixture(autouse=True)
+def _features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semantic, "text_features", lambda clip, texts: QUERIES[: len(texts)])
+
+
+def scores(modalities: tuple[str, ...]) -> np.ndarray:
+    """(rows, queries) mean cosine, in float64 from the stored halves."""
+    return np.mean(
+        [EMBEDDINGS[m].astype(np.float16).astype(np.float64) @ QUERIES.astype(np.float64).T for m in modalities], axis=0
+    )
+
+
+def by_row(found: pa.Table) -> dict[int, tuple[int, str]]:
+    return {row["row"]: (row["label"], row["query"]) for row in found.to_pylist()}
+
+
+@pytest.mark.parametrize("modalities", [("text",), ("image",), ("image", "text")])
+def test_each_row_goes_to_its_best_class_among_those_that_found_it(modalities: tuple[Any, ...], pool: Pool) -> None:
+    k = 20
+    found = find_candidates(TASK, pool, CLIP, RetrieveSettings(k=k, modalities=modalities))
+    expected: dict[int, set[int]] = {}
+    for modality in modalities:
+        nearest = np.argsort(-scores((modality,)), axis=0)[:k]
+        for query in range(9):
+            for row in nearest[:, query]:
+                expected.setdefault(int(row), set()).add(query // 3)
+    mean = scores(modalities)
+    best = {
+        row: max(labels, key=lambda label: mean[row, 3 * label : 3 * label + 3].max())
+        for row, labels in expected.items()
+    }
+    texts = [template.replace("{}", name) for name in TASK.class_names for template in TASK.templates]
+    told = {
+        row: (label, texts[3 * label + int(mean[row, 3 * label : 3 * label + 3].argmax())])
+        for row, label in best.items()
+    }
+    assert by_row(found) == told
+    assert found["row"].to_pylist() == sorted(told)
+    np.testing.assert_allclose(
+        found["score"], [mean[r, 3 * told[r][0] : 3 * told[r][0] + 3].max() for r in sorted(told)], rtol=1e-6
+    )
+
+
+def test_captions_name_rows_wherever_they_lie(pool: Pool) -> None:
+    found = by_row(find_candidates(TASK, pool, CLIP, RetrieveSettings(strategy="substring")))
+    assert set(found) == {row for row, caption in enumerate(CAPTIONS) if caption}
+    assert {query for _, query in found.values()} <= {"ant", "bee"}
+    both = scores(("text",))[:, :6].reshape(ROWS, 2, 3).max(2).argmax(1)
+    assert all(label == both[row] for row, (label, _) in found.items() if row % 50 == 7)
+    words = find_candidates(TASK, pool, CLIP, RetrieveSettings(strategy="substring", caption_semantics="word"))
+    assert set(by_row(words)) == set(range(7, ROWS, 50))
+
+
+def test_both_is_the_union_and_tells_the_query_that_found_a_row(pool: Pool) -> None:
+    semantically = by_row(find_candidates(TASK, pool, CLIP, RetrieveSettings(k=15)))
+    named = by_row(find_candidates(TASK, pool, CLIP, RetrieveSettings(strategy="substring")))
+    both = by_row(find_candidates(TASK, pool, CLIP, RetrieveSettings(strategy="both", k=15)))
+    assert set(both) == set(semantically) | set(named)
+    assert all(both[row] == found for row, found in named.items() if row not in semantically)
+
+
+def test_candidates_per_class_are_the_best_scored(pool: Pool) -> None:
+    everything = find_candidates(TASK, pool, CLIP, RetrieveSettings(k=ROWS, candidates_per_class=ROWS)).to_pandas()
+    few = find_candidates(TASK, pool, CLIP, RetrieveSettings(k=ROWS, candidates_per_class=5)).to_pandas()
+    assert len(everything) == ROWS, "every row is of exactly one class"
+    best = everything.sort_values(["label", "score"], ascending=[True, False]).groupby("label").head(5)
+    assert sorted(best["row"]) == few["row"].tolist()
+
+
+def test_an_index_with_every_list_probed_finds_what_the_scan_finds(pool: Pool, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        f"{{pool: {pool.name}, model: unknown, modality: text, factory_string: 'IVF4,Flat', nprobe: 4, train_rows: 200}}"
+    )
+    settings = RetrieveSettings(k=25, engine="index", index=str(recipe))
+    found = find_candidates(TASK, pool, CLIP, settings, index_folder=tmp_path / "index")
+    assert found.equals(find_candidates(TASK, pool, CLIP, RetrieveSettings(k=25)))
+    assert (tmp_path / "index/index.faiss").is_file()
+    with pytest.raises(UsageError, match="over text embeddings"):
+        check_search(pool, CLIP, settings.model_copy(update={"modalities": ("image",), "fetch": "http"}))
+
+
+def test_what_cannot_be_searched_is_told_before_anything_is_written(pool: Pool) -> None:
+    other: Any = SimpleNamespace(name="other", embed_dim=DIM + 1)
+    with pytest.raises(UsageError, match="search a pool with the model that embedded it"):
+        check_search(pool, other, RetrieveSettings())
+    with pytest.raises(UsageError, match=r"set retrieve\.fetch=http"):
+        check_search(pool, CLIP, RetrieveSettings())
+    with pytest.raises(UsageError, match="did you mean 'pocket'"):
+        check_search(pool, CLIP, RetrieveSettings(fetch="http", engine="index", index="pokcet"))
+    check_search(pool, CLIP, RetrieveSettings(fetch="http"))
