@@ -110,6 +110,8 @@ def fetch(url: str, policy: DownloadPolicy) -> tuple[bytes, Message, str]:
         raise Failed("bad_response", type(error).__name__) from None
     except OSError as error:
         raise Failed("connection", error) from None
+    except ValueError as error:  # a Location or a host that cannot be parsed or encoded
+        raise Failed("bad_response", error) from None
 
 
 def _hop(url: str, policy: DownloadPolicy, deadline: float) -> tuple[str | None, bytes, Message]:

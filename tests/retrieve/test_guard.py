@@ -163,6 +163,7 @@ def test_a_port_that_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
         (answering("302 Found"), "failed http_302"),
         (answering("302 Found", "Location: file:///etc/passwd"), "refused scheme: file"),
         (answering("302 Found", "Location: //user@x/"), "refused credentials"),
+        (answering("302 Found", "Location: http://[/"), "failed bad_response"),
         (answering("302 Found", "Location: /again"), "refused too_many_redirects"),
         (answering("200 OK", "Content-Length: 50"), "failed incomplete: 5 of 50 bytes"),
         (answering("200 OK", "Content-Length: -1"), "failed bad_response"),
