@@ -31,7 +31,7 @@ class Generator:
 
     def __init__(self, name: str, pipeline: StableDiffusionPipeline, fingerprint: str, device: str):
         self.name, self.fingerprint = name, fingerprint
-        self._text = pipeline.to(device, torch.float32)
+        self._text = pipeline.to(device)
         self._text.set_progress_bar_config(disable=True)
         self._device = torch.device(device)
         if self._device.type == "cpu":
@@ -156,7 +156,7 @@ def load_generator(name: str = "pocket", device: str = "cpu") -> Generator:
                 use_safetensors=True,
                 safety_checker=None,
                 requires_safety_checker=False,
-                torch_dtype=torch.float32,
+                dtype=torch.float32,
             )
     except Exception as error:
         problem = str(error).strip().splitlines()[0]

@@ -1,0 +1,86 @@
+"""Synthetic and perturbed image sets: the numbers of the set they match, the same curation, nothing done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.image_set import ImageSet
+from retrieve_or_generate.models import Clip
+from retrieve_or_generate.synthesize import Generator, perturb, synthesize
+from retrieve_or_generate.synthesize.prompts import STRATEGIES, prompts_for
+from retrieve_or_generate.tasks import Task, load_task
+
+from .conftest import HALF, QUICK
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_names_the_class_and_asking_for_more_changes_nothing(strategy: str, task: Task) -> None:
+    few, many = prompts_for(strategy, task, 3, 4), prompts_for(strategy, task, 3, 9)
+    assert (len(few), len(many)) == (4, 9)
+    assert many[:4] == few
+    assert all(task.class_names[3] in prompt for prompt in many)
+
+
+def test_an_unknown_strategy() -> None:
+    with pytest.raises(UsageError, match="unknown prompt strategy 'template'; did you mean 'templates'"):
+        prompts_for("template", load_task("textures"), 0, 1)
+
+
+def test_the_same_classes_in_the_same_numbers(
+    task: Task, retrieved: ImageSet, generator: Generator, clip: Clip, tmp_path: Path
+) -> None:
+    told: list[tuple[int, int]] = []
+    made = synthesize(task, retrieved, generator, clip, tmp_path / "s", QUICK, HALF, lambda *done: told.append(done))
+    lost = (made.manifest["reason"] == "duplicate").groupby(made.manifest["label"]).sum().to_numpy()
+    assert (made.counts() + lost >= retrieved.counts()).all()
+    assert (made.counts() <= retrieved.counts()).all()
+    assert set(made.manifest["source"]) == {"synthetic"}
+    assert told[-1] == (len(made.manifest), len(made.manifest))
+    origin = json.loads(made.manifest["origin"][0])
+    assert set(origin) == {"generator", "seed"}
+
+
+def test_a_second_call_opens_what_is_there(
+    task: Task, retrieved: ImageSet, generator: Generator, clip: Clip, tmp_path: Path
+) -> None:
+    def run(batch_size: int) -> dict[str, int]:
+        settings = QUICK.model_copy(update={"batch_size": batch_size})
+        synthesize(task, retrieved, generator, clip, tmp_path / "s", settings, HALF)
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "s").iterdir()}
+
+    assert run(64) == run(8)  # batch size is no part of what identifies a set
+
+
+def test_a_finished_folder_of_other_settings_is_refused(
+    task: Task, retrieved: ImageSet, generator: Generator, clip: Clip, tmp_path: Path
+) -> None:
+    perturb(task, retrieved, generator, clip, tmp_path, 0.5, QUICK, HALF, first=1)
+    with pytest.raises(UsageError, match="holds a finished image set; choose another --out"):
+        perturb(task, retrieved, generator, clip, tmp_path, 0.6, QUICK, HALF, first=1)
+
+
+def test_perturbed_images_keep_key_label_and_origin(
+    task: Task, retrieved: ImageSet, generator: Generator, clip: Clip, tmp_path: Path
+) -> None:
+    made = perturb(task, retrieved, generator, clip, tmp_path, 0.5, QUICK, HALF)
+    assert np.array_equal(made.counts(), retrieved.counts())
+    both = made.manifest.merge(retrieved.manifest, on="key", suffixes=("", "_before"))
+    assert len(both) == len(made.manifest) == len(retrieved.manifest)
+    assert (both["label"] == both["label_before"]).all()
+    assert (made.manifest["strength"] == 0.5).all()
+    assert [json.loads(origin)["init_key"] for origin in made.manifest["origin"]] == made.manifest["key"].tolist()
+
+
+def test_what_does_not_fit_is_refused(
+    task: Task, retrieved: ImageSet, generator: Generator, clip: Clip, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="an image set of task 'textures', not of 'digits'"):
+        synthesize(load_task("digits"), retrieved, generator, clip, tmp_path / "a", QUICK, HALF)
+    with pytest.raises(UsageError, match=r"strength 1.5: a number from 0 to 1"):
+        perturb(task, retrieved, generator, clip, tmp_path / "b", 1.5, QUICK, HALF)
+    assert not any(tmp_path.iterdir())
