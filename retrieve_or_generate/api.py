@@ -224,6 +224,8 @@ def status(run: Path) -> dict[str, Any]:
 def build_index(recipe: str, out: Path | None = None, pool: str | None = None) -> Path:
     """Build the index of a recipe (a name in `indexes/`, or a file) over `pool`, by default the recipe's; its folder.
 
+    Without `out` it lies beside the pool, where `retrieve` with `engine: index` looks for it.
+
     Raises:
         UsageError: unknown recipe or pool, one that is not for the other, or `out` holds something else.
     """
@@ -231,7 +233,8 @@ def build_index(recipe: str, out: Path | None = None, pool: str | None = None) -
     from retrieve_or_generate.pool.layout import open_pool
 
     wanted = index.load_recipe(recipe)
-    return index.build_index(open_pool(pool or wanted.pool), wanted, out or Path("runs") / "indexes" / wanted.name)
+    over = open_pool(pool or wanted.pool)
+    return index.build_index(over, wanted, out or over.folder / "indices" / wanted.name)
 
 
 def search_index(

@@ -24,13 +24,13 @@ def duration(seconds: float) -> str:
 
 
 class ProgressLine:
-    """A `Progress` that writes to `stream`. Rate and time left are of the work named now, since its first call."""
+    """A `Progress` that writes to `stream` (stderr). Rate and time left are of the work named now, since its first call."""
 
     def __init__(
-        self, stream: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic, every_seconds: float = 10.0
+        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic, every_seconds: float = 10.0
     ):
-        self._stream, self._clock, self._every = stream, clock, every_seconds
-        self._terminal = stream.isatty()
+        self._stream, self._clock, self._every = stream or sys.stderr, clock, every_seconds
+        self._terminal = self._stream.isatty()
         self._what, self._started, self._first, self._shown = "", 0.0, 0, float("-inf")
 
     def __call__(self, what: str, done: int, total: int) -> None:

@@ -154,3 +154,80 @@ def test_doctor_lists_every_check(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert len(json.loads(lines[-1])["checks"]) == len(lines) - 1
     assert os.environ["ROG_CACHE"] in "\n".join(lines)
+
+
+QUICK = [
+    *("--set", "retrieve.candidates_per_class=8", "--set", "curate.keep_fraction=1"),
+    *("--set", "synthesize.num_inference_steps=2", "--set", "finetune.updates=2"),
+]
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert isinstance(record, dict)
+    return record
+
+
+def test_the_stages_one_after_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each stage needs nothing but the folder that the one before wrote."""
+    found, made, near = (str(tmp_path / name) for name in ("found", "made", "near"))
+    assert rog("retrieve", "--task", "textures", "--out", found, "--json", *QUICK) == 0
+    kept = told(capsys)["kept"]
+    assert rog("synthesize", "--like", found, "--out", made, "--json", *QUICK) == 0
+    assert told(capsys)["source"] == "synthetic"
+    assert rog("synthesize", "--init", found, "--strength", "0,0.5", "--out", near, "--json", *QUICK) == 0
+    assert told(capsys)["out"] == f"{near}-0.5"
+    assert rog("finetune", "--train", f"{near}-0", "--scale", "16", "--out", str(tmp_path / "trial"), *QUICK) == 0
+    assert rog("finetune", "--task", "textures", "--out", str(tmp_path / "shelf"), "--json") == 0
+    assert 0 < told(capsys)["metrics"]["zero_shot_accuracy"] < 1
+    assert rog("verify", str(tmp_path), "--json") == 0
+    assert told(capsys)["units"] >= 6
+    assert kept >= 16
+
+
+def test_an_index_is_built_checked_and_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / "index")
+    assert rog("index", "build", "pocket", "--out", folder) == 0
+    assert rog("index", "verify", folder, "-k", "10", "--json") == 0
+    assert told(capsys)["recall_at_k"] > 0.9
+    assert rog("index", "search", folder, "a photo of a falcon", "-k", "3", "--json") == 0
+    rows = told(capsys)["results"]
+    assert len(rows) == 3
+    assert rows[0]["similarity"] >= rows[2]["similarity"]
+    (tmp_path / "index" / "index.faiss").write_bytes(b"damaged")
+    assert "index.faiss" in refused(capsys, "index", "verify", folder, code=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["retrieve", "--task", "digit"], "unknown task 'digit'; did you mean 'digits'?"),
+        (["retrieve", "--pool", "pockt"], "unknown pool 'pockt'"),
+        (["retrieve", "--set", "model=pockt"], "unknown model 'pockt'"),
+        (["retrieve", "--device", "gpu0"], "unknown device 'gpu0': give cpu, cuda or cuda:N"),
+        (["retrieve", "gone.yaml"], "gone.yaml: no such experiment file"),
+        (["compare", "--seeds", "0"], "seeds: input should be greater than or equal to 1, not '0'"),
+        (["compare", "--set", "sources=[sintetic]"], "sources.0: input should be 'none', 'retrieved'"),
+        (["compare", "--set", "taskz=[digits]"], "unknown key 'taskz'; did you mean 'tasks'?"),
+        (["compare", "--set", "tasks=[digit]"], "unknown task 'digit'"),
+        (["synthesize"], "give either the image set to match (--like SET) or the one to perturb"),
+        (["synthesize", "--like", "gone"], "gone"),
+        (["synthesize", "--init", "gone", "--strength", "much"], "--strength 'much': numbers from 0 to 1 with commas"),
+        (["finetune"], "give the image set to train on (--train SET)"),
+        (["finetune", "--train", "gone"], "gone"),
+        (["index", "build", "pockt"], "unknown index recipe 'pockt'; did you mean 'pocket'?"),
+        (["index", "search", "gone", "falcon"], "gone: no finished index"),
+        (["index", "serch"], "Did you mean 'search'?"),
+        (["status", "gone"], "gone: not a run"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_writes_nothing(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from retrieve_or_generate.cli.options import AsJson, Out, Pool, emit
+from retrieve_or_generate.cli.options import AsJson, Pool, emit
 from retrieve_or_generate.endings import DamageFoundError
 from retrieve_or_generate.errors import IntegrityError
 
@@ -15,10 +15,14 @@ from retrieve_or_generate.errors import IntegrityError
 def build(
     recipe: Annotated[str, typer.Argument(help="recipe in indexes/, or a file of your own")],
     pool: Pool = None,
-    out: Out = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="default: indices/RECIPE beside the pool", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Build the FAISS index of a recipe over a pool.
+
+    Beside the pool, rog retrieve --set retrieve.engine=index finds it.
 
     \b
     Example:  rog index build pocket --out runs/indexes/pocket

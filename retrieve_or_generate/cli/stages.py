@@ -26,7 +26,7 @@ def compare(
     experiment: ExperimentFile = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="trials per cell; default: the experiment's", show_default=False),
+        typer.Option(metavar="N", help="trials per cell; default: the experiment's", show_default=False),
     ] = None,
     overrides: Overrides = None,
     out: Out = None,
