@@ -22,7 +22,10 @@ from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.evaluate.zero_shot import accuracy
 
 TOLERANCE = 1e-6  # of the largest entry of the gradient of the objective above; scikit-learn's default `tol` is 1e-4
-_ROUGH_TOLERANCE = 1e-5  # where float32 hands over to float64
+_EXCESS = (
+    1e-5  # and of half gradientᵀ (preconditioner) gradient, as a share of the objective: what is left to gain, about
+)
+_ROUGH = 10.0  # times both, where float32 hands over to float64
 _NEWTON_STEPS, _CONJUGATE_STEPS = 200, 2000  # far above what either needs; they end a loop that makes no headway
 
 
@@ -160,7 +163,7 @@ class _Path:
         penalty = torch.ones(rows.shape[1], 1, dtype=torch.float64) / len(rows)
         penalty[-1] = 0
         exact = _Problem(rows, one_hot.double(), penalty, torch.cat([variances.clamp_min(0), one])[:, None])
-        self.problems = (exact.to(torch.float32), _ROUGH_TOLERANCE), (exact, TOLERANCE)
+        self.problems = (exact.to(torch.float32), _ROUGH), (exact, 1.0)
 
     def solve(self, values: Sequence[float]) -> Iterator[Probe]:
         """A probe for each C of `values`, which ascend."""
@@ -168,8 +171,8 @@ class _Path:
         solved = [torch.zeros(exact.rows.shape[1], exact.one_hot.shape[1], dtype=torch.float64)]
         for C in values:
             theta = 2 * solved[-1] - solved[-2] if len(solved) > 2 else solved[-1]
-            for problem, tolerance in self.problems:
-                theta, objective, gradient = problem.at(C).minimise(theta.to(problem.rows.dtype), tolerance)
+            for problem, slack in self.problems:
+                theta, objective, gradient = problem.at(C).minimise(theta.to(problem.rows.dtype), slack)
             if gradient > TOLERANCE:
                 raise ArithmeticError(f"the linear probe with C = {C:g} stopped at a gradient of {gradient:.1e}")
             solved.append(theta)
@@ -193,20 +196,24 @@ class _Problem:
     def at(self, C: float) -> _Problem:
         return replace(self, penalty=self.penalty / C)
 
-    def minimise(self, theta: Tensor, tolerance: float) -> tuple[Tensor, float, float]:
-        """θ, the objective there, and the largest entry of its gradient."""
+    def minimise(self, theta: Tensor, slack: float) -> tuple[Tensor, float, float]:
+        """θ where both tolerances hold `slack` times over, the objective there, and the largest entry of its gradient."""
         logits = self.rows @ theta
         value, first = self._value(logits, theta), None
         for _ in range(_NEWTON_STEPS):
             p = torch.softmax(logits, 1)
             gradient = self._through_rows(p - self.one_hot, theta)
-            largest = gradient.abs().max().item()
-            if largest <= tolerance:
+            inverse = 1 / (self.variances * (p - p * p).mean(0) + self.penalty).clamp_min(1e-12)
+            largest, size = gradient.abs().max().item(), torch.sum(inverse * gradient * gradient).item()
+            if largest <= slack * TOLERANCE and size <= 2 * slack * _EXCESS * value:
                 break
-            step, logit_step, first = self._newton_step(p, gradient, first)
-            length, value_there = self._line_search(
-                logits, theta, logit_step, step, value, torch.sum(gradient * step).item()
-            )
+            first = first or size
+            enough = (
+                size * min(0.3, (size / first) ** 0.25) ** 2
+            )  # looser far from the solution: superlinear at the end
+            step, logit_step = self._newton_step(p, gradient, inverse, size, enough)
+            slope = torch.sum(gradient * step).item()
+            length, value_there = self._line_search(logits, theta, logit_step, step, value, slope)
             if length == 0:
                 break
             theta, logits, value = theta + length * step, logits + length * logit_step, value_there
@@ -220,14 +227,12 @@ class _Problem:
         """rowsᵀ `over_classes` / n + `penalty` θ: the gradient, or the Hessian times θ."""
         return torch.addmm(self.penalty * theta, self.rows.T, over_classes, alpha=1 / len(self.rows))
 
-    def _newton_step(self, p: Tensor, gradient: Tensor, first: float | None) -> tuple[Tensor, Tensor, float]:
-        """A descent direction s with H s ≈ −gradient, `rows` s, and the size of the first gradient that was seen."""
-        inverse = 1 / (self.variances * (p - p * p).mean(0) + self.penalty).clamp_min(1e-12)
+    def _newton_step(
+        self, p: Tensor, gradient: Tensor, inverse: Tensor, size: float, enough: float
+    ) -> tuple[Tensor, Tensor]:
+        """A descent direction s with H s ≈ −gradient, and `rows` s: conjugate gradients until the residual's size is `enough`."""
         residual, step, logit_step = -gradient, torch.zeros_like(gradient), torch.zeros_like(p)
-        scaled = inverse * residual
-        direction, size = scaled, torch.sum(residual * scaled).item()
-        first = first or size
-        enough = size * min(0.3, (size / first) ** 0.25) ** 2  # looser far from the solution: superlinear at the end
+        direction = inverse * residual
         for _ in range(_CONJUGATE_STEPS):
             along = self.rows @ direction
             weighted = p * along
@@ -243,7 +248,7 @@ class _Problem:
             if size <= enough:
                 break
             direction = scaled + (size / last) * direction
-        return step, logit_step, first
+        return step, logit_step
 
     def _line_search(
         self, logits: Tensor, theta: Tensor, logit_step: Tensor, step: Tensor, value: float, slope: float

@@ -34,12 +34,12 @@ def objective(x: np.ndarray, y: np.ndarray, weights: np.ndarray, intercepts: np.
 
 def test_finds_scikit_learns_optimum_or_a_better_one() -> None:
     x, y = blobs(150, 5)
-    for probe in fit_path(x, y, 5, GRID):
+    for probe in fit_path(x, y, 5, (*GRID, 10_000.0)):
         theirs = scikit_learn(x, y, probe.C)
         reached = objective(x, y, probe.weights, probe.intercepts, probe.C)
         assert reached == pytest.approx(probe.objective, rel=1e-9)
         best = objective(x, y, theirs.coef_.T, theirs.intercept_, probe.C)
-        assert -1e-3 * best < reached - best < 1e-6 * best
+        assert -1e-3 * best < reached - best < 1e-5 * best
         assert (probe.probabilities(x).argmax(1) == theirs.predict(x)).all()
 
 
