@@ -41,7 +41,7 @@ class RetrieveSettings(Settings):
     caption_semantics: Literal["substring", "token", "word"] = Field(
         "substring", description="what counts as a caption match"
     )
-    candidates_per_class: int = Field(300, ge=1, description="best-scoring candidates kept per class before curation")
+    candidates_per_class: int = Field(100, ge=1, description="best-scoring candidates kept per class before curation")
     nsfw: Literal["drop", "keep"] = Field("drop", description="drop rows whose tag is NSFW")
     fetch: Literal["shards", "http"] = Field("shards", description="images from the pool's shards, or downloaded anew")
 
@@ -81,7 +81,7 @@ class FinetuneSettings(Settings):
     recipe: Literal["equal_updates", "paper"] = Field(
         "equal_updates", description="equal updates at all scales, or 30 epochs"
     )
-    updates: int = Field(60, ge=0, description="optimizer steps, whatever the scale (recipe: equal_updates)")
+    updates: int = Field(40, ge=0, description="optimizer steps, whatever the scale (recipe: equal_updates)")
     epochs: int = Field(30, ge=1, description="passes over the set (recipe: paper)")
     batch_size: int = Field(48, ge=1, description="images per update")
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -92,7 +92,7 @@ class FinetuneSettings(Settings):
     warmup_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of updates with rising rate (recipe: paper: 500 steps)"
     )
-    evaluations: int = Field(3, ge=1, description="evenly spaced looks at val; the best is kept")
+    evaluations: int = Field(2, ge=1, description="evenly spaced looks at val; the best is kept")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="type of the tower's products; weights are float32"
     )

@@ -21,6 +21,7 @@ from PIL import Image
 
 from retrieve_or_generate.models import plain_attention
 from retrieve_or_generate.pixels import decode_all
+from retrieve_or_generate.pocket import patch_vae  # noqa: F401  (diffusers loads a class by name only if it is imported)
 from retrieve_or_generate.pocket.captions import VOCABULARIES, Vocabulary
 from retrieve_or_generate.pocket.pictures import TASKS, evaluation_split, pool_rows
 from retrieve_or_generate.pocket.places import SEED_STUDY

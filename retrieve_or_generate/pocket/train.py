@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument(
         "--clip-epochs", type=int, default=6, help="passes of the pocket CLIP over the pool (default 6)"
     )
-    parser.add_argument("--generator-steps", type=int, default=12000, help="updates of 64 images (default 12000)")
+    parser.add_argument("--generator-steps", type=int, default=6160, help="updates of 64 images (default 6160)")
     parser.add_argument("--every", type=int, default=1000, help="updates between checkpoints (default 1000)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     arguments = parser.parse_args()
