@@ -114,7 +114,7 @@ def _load(name: str, source: str, tag: str | None) -> Clip:
 def image_features(clip: Clip, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
     """(n, 3, s, s) uint8 to (n, d) float32, unit length, in row order."""
     parts = torch.from_numpy(images).split(batch_size)
-    features = [clip.encode_image(part.to(clip.device)).cpu() for part in parts]
+    features = [clip.encode_image(part.to(clip.device)).cpu() for part in parts if len(part)]
     return torch.cat(features).numpy() if features else np.zeros((0, clip.embed_dim), np.float32)
 
 
