@@ -53,7 +53,7 @@ def retrieve(
         UsageError: pool and model do not fit, or `out` holds something else. IntegrityError: the pool is damaged.
         IncompleteError: a download worker died; the same call continues.
     """
-    from retrieve_or_generate.curate import curate
+    from retrieve_or_generate.curate.curation import curate
     from retrieve_or_generate.retrieve.semantic import check_search, find_candidates
 
     config = _config(task, pool, clip, settings)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieve_or_generate.curate import curate
+from retrieve_or_generate.curate.curation import curate
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.experiment import CurateSettings, SynthesizeSettings
 from retrieve_or_generate.image_set import ImageSet, ImageSetWriter, candidates_record

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieve_or_generate.curate import Described, curate, decide
+from retrieve_or_generate.curate.curation import Described, curate, decide
 from retrieve_or_generate.curate.decontaminate import contaminated, evaluation_images
 from retrieve_or_generate.curate.descriptor import describe
 from retrieve_or_generate.errors import IntegrityError, UsageError

@@ -35,7 +35,7 @@ def task() -> Task:
 @pytest.fixture(scope="session")
 def retrieved(task: Task, clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     """Four candidates a class, of which two are kept (three and two for the first class)."""
-    from retrieve_or_generate.curate import curate
+    from retrieve_or_generate.curate.curation import curate
 
     folder: Path = tmp_path_factory.mktemp("sets") / "retrieved"
     left = [5] + [4] * (len(task.class_names) - 1)
