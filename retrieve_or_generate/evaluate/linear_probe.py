@@ -22,9 +22,7 @@ from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.evaluate.zero_shot import accuracy
 
 TOLERANCE = 1e-6  # of the largest entry of the gradient of the objective above; scikit-learn's default `tol` is 1e-4
-_EXCESS = (
-    1e-5  # and of half gradientᵀ (preconditioner) gradient, as a share of the objective: what is left to gain, about
-)
+_LAST_GAIN = 1e-5  # of the last Newton step, as a share of the objective: gradients are small where regularisation is
 _ROUGH = 10.0  # times both, where float32 hands over to float64
 _NEWTON_STEPS, _CONJUGATE_STEPS = 200, 2000  # far above what either needs; they end a loop that makes no headway
 
@@ -199,13 +197,13 @@ class _Problem:
     def minimise(self, theta: Tensor, slack: float) -> tuple[Tensor, float, float]:
         """θ where both tolerances hold `slack` times over, the objective there, and the largest entry of its gradient."""
         logits = self.rows @ theta
-        value, first = self._value(logits, theta), None
+        value, first, gain = self._value(logits, theta), None, float("inf")
         for _ in range(_NEWTON_STEPS):
             p = torch.softmax(logits, 1)
             gradient = self._through_rows(p - self.one_hot, theta)
             inverse = 1 / (self.variances * (p - p * p).mean(0) + self.penalty).clamp_min(1e-12)
             largest, size = gradient.abs().max().item(), torch.sum(inverse * gradient * gradient).item()
-            if largest <= slack * TOLERANCE and size <= 2 * slack * _EXCESS * value:
+            if size == 0 or (largest <= slack * TOLERANCE and gain <= slack * _LAST_GAIN * value):
                 break
             first = first or size
             enough = (
@@ -216,7 +214,8 @@ class _Problem:
             length, value_there = self._line_search(logits, theta, logit_step, step, value, slope)
             if length == 0:
                 break
-            theta, logits, value = theta + length * step, logits + length * logit_step, value_there
+            theta, logits = theta + length * step, logits + length * logit_step
+            value, gain = value_there, value - value_there
         return theta, value, largest
 
     def _value(self, logits: Tensor, theta: Tensor) -> float:
