@@ -1,7 +1,7 @@
 """Reads the pocket generator's pictures with classifiers trained on real ones.
 
-Run as `python -m retrieve_or_generate.pocket.judge --out docs/pocket`. For each task a small convolutional network is trained on the
-pool's pictures of the task and the task's own training split, and then reads test pictures, their round trips through the
+Run as `python -m retrieve_or_generate.pocket.judge --out docs/pocket`. For each task a small convolutional network is trained on
+the pool's pictures of the task and the task's own training split, and then reads test pictures, their round trips through the
 autoencoder, and fresh samples of every class. Writes `judged.json` (shares read
 right, mutual information, confusion matrices) and `samples.png`, a contact sheet. Accuracy alone flatters: a network calls anything
 odd by one favourite name, which the mutual information between asked and read class shows.

@@ -1,7 +1,8 @@
 """What curation found of what was planted in the pocket pool: `python -m retrieve_or_generate.pocket.planted runs/pocket`.
 
-Reads the retrieved sets of a run and the pool's record of the truth. Prints, for each task: evaluation copies planted, those among
-the set's candidates, removed, and still in the set; other pictures removed as copies; and how many kept pictures are of their class.
+Reads the retrieved sets of a run and the pool's record of the truth. Prints, for each task: evaluation copies planted, those
+among the set's candidates, removed, and still in the set; other pictures removed as copies; and how many of those kept are of
+their class.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def test_captions_are_as_careless_as_the_web() -> None:
     total = sum(kinds.values())
     assert 0.6 < kinds["name"] / total < 0.72
     assert 0.2 < kinds["synonym"] / total < 0.28
-    assert kinds["generic"] and kinds["wrong_name"]
+    assert min(kinds["generic"], kinds["wrong_name"]) > 0
     for row in pool_rows()[:2000]:
         if row.planted["caption_kind"] == "name":
             assert row.planted["class_name"] in row.caption
@@ -63,7 +63,8 @@ def test_planted_copies_are_what_they_say() -> None:
 def test_tags_and_dead_links() -> None:
     rows = pool_rows()
     tags = Counter(row.nsfw for row in rows)
-    assert tags["NSFW"] > 200 and tags[""] > 200 and tags["UNLIKELY"] > 0.9 * len(rows)
+    assert min(tags["NSFW"], tags["UNSURE"], tags[""]) > 200
+    assert tags["UNLIKELY"] > 0.9 * len(rows)
     assert 0.03 < sum(row.dead for row in rows) / len(rows) < 0.07
 
 

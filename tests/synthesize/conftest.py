@@ -44,8 +44,6 @@ def retrieved(task: Task, clip: Clip, tmp_path_factory: pytest.TempPathFactory) 
         for i, picture in enumerate(evaluation_split("textures", "train")):
             if left[picture.label]:
                 left[picture.label] -= 1
-                writer.add(
-                    key=f"{i:06d}", label=picture.label, caption="", origin={}, query="", image=picture.jpeg
-                )
+                writer.add(key=f"{i:06d}", label=picture.label, caption="", origin={}, query="", image=picture.jpeg)
         writer.finish()
     return curate(folder, task=task, clip=clip, settings=HALF)

@@ -26,7 +26,7 @@ class TestEveryTask:
 
     def test_no_picture_is_in_two_splits(self, name: str) -> None:
         splits = [set(load_task(name).split(split).images) for split in SPLITS]
-        assert not (splits[0] & splits[1] or splits[0] & splits[2] or splits[1] & splits[2])
+        assert len(set().union(*splits)) == sum(map(len, splits))
 
     def test_names_and_templates(self, name: str) -> None:
         task = load_task(name)
@@ -52,7 +52,9 @@ def opened(folder: Path) -> Task:
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"unknown task 'texture'; did you mean 'textures'\? \(known: aircraft, digits"):
+    with pytest.raises(
+        UsageError, match=r"unknown task 'texture'; did you mean 'textures'\? \(known: aircraft, digits"
+    ):
         load_task("texture")
 
 
