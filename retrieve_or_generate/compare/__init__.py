@@ -14,7 +14,7 @@ from typing import Any
 
 from retrieve_or_generate.compare import sets, trials
 from retrieve_or_generate.compare.folder import check_folder, inputs_key, is_finished, load_tasks, seal_run, write_head
-from retrieve_or_generate.compare.plan import plan_trials
+from retrieve_or_generate.compare.plan import check_scales, plan_trials
 from retrieve_or_generate.compare.results import write_results, write_stages
 from retrieve_or_generate.executors import Unit, core_count, run_units
 from retrieve_or_generate.experiment import Experiment
@@ -72,6 +72,7 @@ def _run(run: _Run, key: str) -> None:
     """Everything that is missing of the run, in turn: image sets, trials, results, report, and the seal."""
     for what, units in sets.missing(run.out, run.tasks, run.experiment):
         run.work(what, units, sets.prepare)
+        check_scales(run.experiment, run.tasks, sets.retrieved_sets(run.out, run.tasks, run.experiment))
     drawn = sets.open_sets(run.out, run.tasks, run.experiment)
     grid = plan_trials(run.experiment, run.tasks, drawn, clip_fingerprint(run.experiment.model))
     run.work("trials", [Unit(t.name, t, cost=t.scale) for t in grid if not trials.is_done(run.out, t)], trials.prepare)

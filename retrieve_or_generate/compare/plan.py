@@ -75,6 +75,12 @@ def plan_trials(
     return trials
 
 
+def check_scales(experiment: Experiment, tasks: Mapping[str, Task], retrieved: Mapping[str, ImageSet]) -> None:
+    """`UsageError` if a scale is larger than a retrieved set: what is generated to match it cannot be larger either."""
+    for name, image_set in retrieved.items():
+        class_quotas({"retrieved": image_set.counts()}, max(experiment.scales), tasks[name].class_names)
+
+
 def _trial(shared: dict[str, Any], task: str, source: str, scale: int, seed: int, quotas: tuple[int, ...]) -> TrialPlan:
     cell = {"source": source, "scale": scale, "seed": seed, "quotas": list(quotas)}
     return TrialPlan(

@@ -50,6 +50,11 @@ def open_sets(out: Path, tasks: dict[str, Task], experiment: Experiment) -> dict
     }
 
 
+def retrieved_sets(out: Path, tasks: dict[str, Task], experiment: Experiment) -> dict[str, ImageSet]:
+    """The retrieved set of each task."""
+    return {task: load_image_set(set_folder(out, task, "retrieved", experiment), task, verify=False) for task in tasks}
+
+
 def missing(out: Path, tasks: dict[str, Task], experiment: Experiment) -> list[tuple[str, list[Unit[SetRequest]]]]:
     """Sets that are not there yet, in waves of what can be made at once: retrieved ones, then what is made of them."""
     if set(experiment.sources) <= {"none"}:
