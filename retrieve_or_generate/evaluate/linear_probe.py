@@ -48,7 +48,7 @@ class Probe:
         _check_features(x, "features to classify")
         if x.shape[1] != len(self.weights):
             raise UsageError(f"features are {x.shape[1]} wide, but the probe was fitted on {len(self.weights)}")
-        logits = torch.tensor(x).double() @ torch.from_numpy(self.weights) + torch.from_numpy(self.intercepts)
+        logits = torch.tensor(x).double() @ torch.tensor(self.weights) + torch.tensor(self.intercepts)
         return torch.softmax(logits, 1).numpy()
 
 
