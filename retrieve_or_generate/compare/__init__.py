@@ -18,6 +18,7 @@ from retrieve_or_generate.compare.plan import check_scales, plan_trials
 from retrieve_or_generate.compare.results import write_results, write_stages
 from retrieve_or_generate.executors import Unit, core_count, run_units
 from retrieve_or_generate.experiment import Experiment
+from retrieve_or_generate.pocket.places import POOL_SEAL, pool_place
 from retrieve_or_generate.report import write_report
 from retrieve_or_generate.store import content_key, locked, read_json, remove_leftovers
 from retrieve_or_generate.tasks import Task
@@ -39,8 +40,14 @@ def compare(
     Raises:
         UsageError: `out` holds something else, or an input is not there. IntegrityError: a file changed since it was written.
     """
+    progress = progress or _silent
+    new_world = experiment.pool == "pocket" and not (pool_place() / POOL_SEAL).is_file()
+    if new_world:
+        progress("building the pocket world", 0, 1)
     tasks = load_tasks(experiment)
     inputs = inputs_key(experiment, tasks)
+    if new_world:
+        progress("building the pocket world", 1, 1)
     check_folder(out, experiment, inputs)
     key = content_key([inputs, experiment.seeds])
     if not is_finished(out, key):
@@ -51,6 +58,10 @@ def compare(
     return dict(read_json(out / "verdict.json"))
 
 
+def _silent(what: str, done: int, total: int) -> None:
+    """Progress for nobody."""
+
+
 @dataclass(frozen=True)
 class _Run:
     experiment: Experiment
@@ -58,14 +69,15 @@ class _Run:
     out: Path
     device: str
     jobs: int
-    progress: Progress | None
+    progress: Progress
 
     def work(self, what: str, units: list[Unit[Any]], prepare: Callable[..., Any]) -> None:
         """Do the units in workers that start with `prepare`."""
         load = partial(prepare, self.out, self.experiment, self.device)
+        if units:
+            self.progress(what, 0, len(units))
         for done, _ in enumerate(run_units(units, load, self.jobs), start=1):
-            if self.progress:
-                self.progress(what, done, len(units))
+            self.progress(what, done, len(units))
 
 
 def _run(run: _Run, key: str) -> None:
