@@ -161,7 +161,12 @@ def test_what_was_planted_in_the_pocket_pool(clip: Clip, task: Task, tmp_path: P
     truth = planted().to_pandas().set_index("row")
     found = {
         strategy: retrieve(
-            task, pool, clip, tmp_path / strategy, RetrieveSettings(strategy=strategy, k=200), CurateSettings()
+            task,
+            pool,
+            clip,
+            tmp_path / strategy,
+            RetrieveSettings(strategy=strategy, k=200, candidates_per_class=300),
+            CurateSettings(),
         )
         for strategy in ("semantic", "substring")
     }
