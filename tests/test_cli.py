@@ -231,3 +231,27 @@ def test_a_users_mistake_is_one_line_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+SHELF = ["--set", "sources=[none]", "--set", "tasks=[textures]", "--seeds", "1"]
+
+
+def test_a_comparison_its_state_and_a_second_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert rog("compare", *SHELF, "--jobs", "1", "--out", str(run), "--json") == 0
+    out, err = capsys.readouterr()
+    assert f"report: {run / 'report.html'}" in out.splitlines()
+    assert json.loads(out.splitlines()[-1])["verdict"]["headlines"][0]["status"] == "no_claim"
+    assert err.splitlines()[0] == "trials: 0/1"
+    assert rog("status", str(run), "--json") == 0
+    assert {"sets": [0, 0], "trials": [1, 1], "report": True}.items() <= told(capsys).items()
+    written = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    assert rog("compare", *SHELF, "--out", str(run)) == 0
+    assert "trials" not in capsys.readouterr().err
+    assert written == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    assert "holds another experiment (sources differ)" in refused(capsys, "compare", *SHELF[2:], "--out", str(run))
+    assert rog("report", str(run)) == 0
+    capsys.readouterr()
+    next(run.glob("trials/*/result.json")).unlink()
+    assert rog("status", str(run), "--json") == 0
+    assert {"trials": [0, 1], "report": False}.items() <= told(capsys).items()
