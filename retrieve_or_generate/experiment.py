@@ -41,7 +41,7 @@ class RetrieveSettings(Settings):
     caption_semantics: Literal["substring", "token", "word"] = Field(
         "substring", description="what counts as a caption match"
     )
-    candidates_per_class: int = Field(100, ge=1, description="best-scoring candidates kept per class before curation")
+    candidates_per_class: int = Field(84, ge=1, description="best-scoring candidates kept per class before curation")
     nsfw: Literal["drop", "keep"] = Field("drop", description="drop rows whose tag is NSFW")
     fetch: Literal["shards", "http"] = Field("shards", description="images from the pool's shards, or downloaded anew")
 
@@ -50,7 +50,7 @@ class SynthesizeSettings(Settings):
     """How a generator is asked for a task's classes."""
 
     prompts: Literal["class_name", "templates"] = Field("templates", description="prompt strategy")
-    num_inference_steps: int = Field(12, ge=1, le=1000, description="DDIM steps")
+    num_inference_steps: int = Field(8, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(3.0, ge=0, le=50, description="classifier-free guidance; 1 is none")
     eta: float = Field(0.0, ge=0, le=1, description="DDIM noise")
     batch_size: int = Field(64, ge=1, description="images per call; changes speed, never images")
@@ -81,7 +81,7 @@ class FinetuneSettings(Settings):
     recipe: Literal["equal_updates", "paper"] = Field(
         "equal_updates", description="equal updates at all scales, or 30 epochs"
     )
-    updates: int = Field(40, ge=0, description="optimizer steps, whatever the scale (recipe: equal_updates)")
+    updates: int = Field(32, ge=0, description="optimizer steps, whatever the scale (recipe: equal_updates)")
     epochs: int = Field(30, ge=1, description="passes over the set (recipe: paper)")
     batch_size: int = Field(48, ge=1, description="images per update")
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -94,7 +94,7 @@ class FinetuneSettings(Settings):
     )
     evaluations: int = Field(2, ge=1, description="evenly spaced looks at val; the best is kept")
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="type of the tower's products; weights are float32"
+        "bfloat16", description="type of the tower's products; weights are float32"
     )
 
 
@@ -122,7 +122,7 @@ class Experiment(Settings):
     tasks: tuple[str, ...] = Field(("digits", "textures", "aircraft"), min_length=1)
     sources: tuple[Source, ...] = Field(("none", "retrieved", "synthetic", "perturbed"), min_length=1)
     scales: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (50, 100, 200), min_length=1, description="images per training set"
+        (40, 80, 160), min_length=1, description="images per training set"
     )
     seeds: int = Field(3, ge=1, le=1000, description="trials per cell of the grid")
     retrieve: RetrieveSettings = RetrieveSettings()

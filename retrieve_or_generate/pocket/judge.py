@@ -30,7 +30,7 @@ from retrieve_or_generate.seeds import seed_for
 from retrieve_or_generate.store import write_json
 from retrieve_or_generate.weights import POCKET_WEIGHTS
 
-STEPS, GUIDANCE = 12, 3.0
+STEPS, GUIDANCE = 8, 3.0
 _SIDE = 32
 
 

@@ -64,7 +64,7 @@ def write_samples(trainer: Trainer, rate: float, tower: object, tokenizer: objec
                 prompts,
                 height=32,
                 width=32,
-                num_inference_steps=12,
+                num_inference_steps=8,
                 guidance_scale=3.0,
                 generator=noise,
                 output_type="np",

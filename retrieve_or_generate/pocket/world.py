@@ -86,7 +86,8 @@ def _write_pool(folder: Path, clip: Clip) -> None:
         keys = [f"{number:05d}{i:04d}" for i in range(len(part))]
         pixels = np.stack([decode(row.jpeg) for row in part]).transpose(0, 3, 1, 2)
         images = image_features(clip, np.ascontiguousarray(pixels))
-        texts = text_features(clip, [row.caption for row in part])
+        distinct, place = np.unique([row.caption for row in part], return_inverse=True)
+        texts = text_features(clip, distinct.tolist())[place]
         _write_array(folder / f"img_emb/img_emb_{number:04d}.npy", images.astype(np.float16))
         _write_array(folder / f"text_emb/text_emb_{number:04d}.npy", texts.astype(np.float16))
         similarity = (images * texts).sum(1)
