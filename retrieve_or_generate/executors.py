@@ -26,6 +26,7 @@ R = TypeVar("R")
 Work = Callable[[P], R]
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+_PATIENCE_SECONDS = 2.0
 _CONTEXT = multiprocessing.get_context("spawn")
 
 
@@ -109,6 +110,8 @@ def _run_in_workers(
                 if worker.unit is None:
                     del busy[worker.pipe]
                 yield unit, result
+        for worker in workers.values():  # told to end: ended by themselves they leave nothing behind
+            worker.process.join(_PATIENCE_SECONDS)
     finally:
         _stop([worker.process for worker in workers.values()])
         for worker in workers.values():
@@ -142,11 +145,11 @@ def _receive(worker: _Worker[P]) -> tuple[Unit[P], Any]:
     return worker.unit, result
 
 
-def _stop(processes: Sequence[BaseProcess], patience_seconds: float = 2.0) -> None:
+def _stop(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
         process.terminate()
     for process in processes:
-        process.join(patience_seconds)
+        process.join(_PATIENCE_SECONDS)
         if process.is_alive():
             process.kill()
             process.join()
