@@ -41,10 +41,10 @@ def compare(
         UsageError: `out` holds something else, or an input is not there. IntegrityError: a file changed since it was written.
     """
     progress = progress or _silent
+    tasks = load_tasks(experiment)
     new_world = experiment.pool == "pocket" and not (pool_place() / POOL_SEAL).is_file()
     if new_world:
         progress("building the pocket world", 0, 1)
-    tasks = load_tasks(experiment)
     inputs = inputs_key(experiment, tasks)
     if new_world:
         progress("building the pocket world", 1, 1)

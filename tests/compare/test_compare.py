@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -163,18 +162,20 @@ def _start(out: Path) -> subprocess.Popen[bytes]:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_killed_at_random_moments_it_ends_with_the_same_values(finished: Path, tmp_path: Path) -> None:
-    moments = np.random.default_rng(int(os.environ.get("ROG_KILL_SEED", "0"))).uniform(0.5, 40, 20)
-    kills = 0
-    for moment in moments:
-        process = _start(tmp_path / "run")
+    """Twenty kills; a run that ends between two of them is compared, and the next begins in a new folder."""
+    moments = iter(np.random.default_rng(int(os.environ.get("ROG_KILL_SEED", "0"))).uniform(3, 25, 20))
+    folders = [tmp_path / "run0"]
+    moment = next(moments, None)
+    while moment is not None:
+        process = _start(folders[-1])
         try:
-            process.wait(moment)
-            break
+            assert process.wait(moment) == 0
+            folders.append(tmp_path / f"run{len(folders)}")
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            kills += 1
-            time.sleep(0.1)
-    compare(small(), tmp_path / "run", jobs=1)
-    assert kills
-    assert values(tmp_path / "run") == values(finished)
+            moment = next(moments, None)
+    compare(small(), folders[-1], jobs=1)
+    for folder in folders:
+        assert values(folder) == values(finished)
+    print(f"20 kills, {len(folders)} runs compared")

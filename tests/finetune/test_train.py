@@ -14,7 +14,7 @@ from retrieve_or_generate.finetune import LabelledImages, TaskImages, TrialOutco
 from retrieve_or_generate.finetune.classifier import Classifier, features_of
 from retrieve_or_generate.models import Clip, image_features
 
-SHORT = FinetuneSettings(updates=6, batch_size=8, evaluations=3, learning_rates=(1e-3,))
+SHORT = FinetuneSettings(updates=6, batch_size=8, evaluations=3, learning_rates=(1e-3,), precision="float32")
 PROBE = ProbeSettings(inverse_regularisation=(1.0, 100.0))
 
 

@@ -133,7 +133,7 @@ def fake_run(
     """A whole run folder. `results` replaces the made-up numbers."""
     results = fake_results() if results is None else results
     seeds = int(results["seed"].max()) + 1
-    experiment = load_experiment(seeds=seeds, pool=pool).model_copy(
+    experiment = load_experiment(seeds=seeds, pool=pool, scales=[50, 100, 200]).model_copy(
         update={} if pool == "pocket" else {"model": "ViT-B-16/laion2b", "generator": "sd"}
     )
     write_bytes(folder / "experiment.yaml", dump_experiment(experiment).encode())
