@@ -32,7 +32,8 @@ _PACKAGES = (
     "pandas",
     "pyarrow",
 )
-REPORT_FILES = ("results.parquet", "results.csv", "verdict.json", "report.html", "stages.json", EXPERIMENT, ENVIRONMENT)
+MEASURED = ("results.parquet", "stages.json", EXPERIMENT, ENVIRONMENT)
+DERIVED = ("results.csv", "verdict.json", "report.html")  # `rog report` may write these anew, so they are not sealed
 
 
 def check_folder(out: Path, experiment: Experiment, inputs: str) -> None:
@@ -104,13 +105,13 @@ def load_tasks(experiment: Experiment) -> dict[str, Task]:
 
 
 def is_finished(out: Path, key: str) -> bool:
-    """Whether the run with this key is done and every file of it is as it was written."""
-    return read_seal(out, SEAL, key) is not None
+    """Whether the run with this key is done, every measured file of it as it was written, and its report there."""
+    return read_seal(out, SEAL, key) is not None and all((out / name).is_file() for name in DERIVED)
 
 
 def seal_run(out: Path, key: str, trials: list[str]) -> None:
     """Write `run.json` last: everything the report is made of, with checksums."""
-    files = [out / name for name in REPORT_FILES]
+    files = [out / name for name in MEASURED]
     files += [path for trial in trials for path in sorted((out / "trials" / trial).iterdir()) if path.is_file()]
     files += [path for path in sorted((out / "sets").rglob("*")) if path.is_file() and not path.name.startswith(".")]
     seal(out, SEAL, key, files, trials=trials)
