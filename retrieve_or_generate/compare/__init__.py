@@ -18,10 +18,10 @@ from retrieve_or_generate.compare.plan import check_scales, plan_trials
 from retrieve_or_generate.compare.results import write_results, write_stages
 from retrieve_or_generate.executors import Unit, core_count, run_units
 from retrieve_or_generate.experiment import Experiment
-from retrieve_or_generate.pocket.places import POOL_SEAL, pool_place
+from retrieve_or_generate.pocket.places import POOL, is_pool_there, is_task_there, world_builder
 from retrieve_or_generate.report import write_report
 from retrieve_or_generate.store import content_key, locked, read_json, remove_leftovers
-from retrieve_or_generate.tasks import Task
+from retrieve_or_generate.tasks import Task, load_task, task_names
 from retrieve_or_generate.weights import clip_fingerprint
 
 __all__ = ["compare"]
@@ -41,21 +41,32 @@ def compare(
         UsageError: `out` holds something else, or an input is not there. IntegrityError: a file changed since it was written.
     """
     progress = progress or _silent
+    jobs = jobs or core_count()
+    _build_world(experiment, jobs, progress)
     tasks = load_tasks(experiment)
-    new_world = experiment.pool == "pocket" and not (pool_place() / POOL_SEAL).is_file()
-    if new_world:
-        progress("building the pocket world", 0, 1)
     inputs = inputs_key(experiment, tasks)
-    if new_world:
-        progress("building the pocket world", 1, 1)
     check_folder(out, experiment, inputs)
     key = content_key([inputs, experiment.seeds])
     if not is_finished(out, key):
         with locked(out):
             remove_leftovers(out)
             write_head(out, experiment, device, inputs)
-            _run(_Run(experiment, tasks, out, device, jobs or core_count(), progress), key)
+            _run(_Run(experiment, tasks, out, device, jobs, progress), key)
     return dict(read_json(out / "verdict.json"))
+
+
+def _build_world(experiment: Experiment, jobs: int, progress: Progress) -> None:
+    """Build what the experiment needs of the pocket world and is not there, in workers, whose memory is free again afterwards."""
+    for name in experiment.tasks:
+        if name not in task_names():
+            load_task(name)  # a mistake is told before anything is built
+    units = [Unit(name, name) for name in experiment.tasks if name in task_names() and not is_task_there(name)]
+    if experiment.pool == "pocket" and not is_pool_there():
+        units.append(Unit(POOL, POOL, cost=2))
+    if units:
+        progress("building the pocket world", 0, len(units))
+    for done, _ in enumerate(run_units(units, world_builder, jobs), start=1):
+        progress("building the pocket world", done, len(units))
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from retrieve_or_generate.store import content_key, read_json
 from retrieve_or_generate.weights import POCKET_WEIGHTS
 
 SEED_STUDY = "pocket-world-2"
+POOL = "pool"
 POOL_SEAL, TASK_SEAL = "pool.json", "task.json"
 FORMAT = 1  # raise when what is written below `world_folder` changes
 
@@ -30,3 +32,18 @@ def pool_place() -> Path:
 
 def task_place(name: str) -> Path:
     return world_folder() / "tasks" / name
+
+
+def is_pool_there() -> bool:
+    return (pool_place() / POOL_SEAL).is_file()
+
+
+def is_task_there(name: str) -> bool:
+    return (task_place(name) / TASK_SEAL).is_file()
+
+
+def world_builder() -> Callable[[str], None]:
+    """A function that builds `POOL` or a task by name. It loads torch; a finished world does not need it."""
+    from retrieve_or_generate.pocket.world import build_pool, build_task
+
+    return lambda name: build_pool() if name == POOL else build_task(name)
