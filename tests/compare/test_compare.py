@@ -17,7 +17,7 @@ import pytest
 from retrieve_or_generate.compare import compare
 from retrieve_or_generate.compare.results import RESULTS
 from retrieve_or_generate.errors import IntegrityError, UsageError
-from retrieve_or_generate.experiment import Experiment, dump_experiment, load_experiment
+from retrieve_or_generate.experiment import Experiment, load_experiment
 from retrieve_or_generate.store import read_json
 
 OVERRIDES = (
@@ -129,14 +129,10 @@ def test_other_inputs_are_refused(run: Path) -> None:
         compare(small(), run)
 
 
-def test_a_scale_larger_than_the_sets_names_the_class(run: Path, tmp_path: Path) -> None:
-    shutil.copytree(run / "sets", tmp_path / "new/sets")
-    shutil.copytree(run / "stages", tmp_path / "new/stages")
-    experiment = small("scales=[500]")
-    shutil.copy(run / "environment.json", tmp_path / "new")
-    (tmp_path / "new/experiment.yaml").write_text(dump_experiment(experiment))
-    with pytest.raises(UsageError, match=r"begun with|scale 500: class by class"):
-        compare(experiment, tmp_path / "new")
+def test_a_scale_larger_than_the_sets_is_said_before_anything_is_generated(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"scale 500: class by class the sources retrieved share only \d+ images"):
+        compare(small("scales=[500]"), tmp_path / "run", jobs=1)
+    assert [path.name for path in (tmp_path / "run/sets/textures").iterdir()] == ["retrieved"]
 
 
 @pytest.mark.parametrize("name", ["sets/textures/synthetic/00000.tar", "results.parquet"])
