@@ -27,6 +27,14 @@ def threads_and_process(_: int) -> tuple[str | None, int]:
     return os.environ.get("OMP_NUM_THREADS"), os.getpid()
 
 
+def server_and_variable(_: int) -> tuple[int, str | None]:
+    return os.getppid(), os.environ.get("ROG_TEST")
+
+
+def servers() -> Callable[[int], tuple[int, str | None]]:
+    return server_and_variable
+
+
 def environments() -> Callable[[int], tuple[str | None, int]]:
     return threads_and_process
 
@@ -79,6 +87,19 @@ def test_workers_are_other_processes_of_one_thread(monkeypatch: pytest.MonkeyPat
     assert {threads for threads, _ in results} == {"1"}
     assert os.getpid() not in {process for _, process in results}
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_workers_see_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("first", "second"):
+        monkeypatch.setenv("ROG_TEST", value)
+        assert {seen for _, (_, seen) in run_units(units(1, 2), servers, jobs=2)} == {value}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_workers_are_forked_from_a_process_without_threads() -> None:
+    (server,) = {server for _, (server, _) in run_units(units(1, 2), servers, jobs=2)}
+    assert server != os.getpid()
+    assert len(list(Path(f"/proc/{server}/task").iterdir())) == 1
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
