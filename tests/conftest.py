@@ -26,9 +26,13 @@ _LOOPBACK = ("127.", "::1", "localhost")
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty cache folder, shared by the workers of a parallel run: the pocket world is built once, from the code under test."""
+    """An empty cache folder, shared by the workers of a parallel run: the pocket world is built once, from the code under test.
+
+    ROG_TEST_CACHE names a folder that keeps the world from run to run, for work on something else.
+    """
     folder = tmp_path_factory.getbasetemp()
     shared = (folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder) / "rog-cache"
+    shared = Path(os.environ.get("ROG_TEST_CACHE", shared))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROG_CACHE", str(shared))
         yield shared
