@@ -26,6 +26,34 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class RowSettings(Settings):
+    """Which rows of a pool a search may find; all of them by default."""
+
+    punsafe_below: float | None = Field(None, ge=0, le=1, description="only rows whose predicted unsafety is lower")
+    similarity_from: float | None = Field(
+        None, ge=-1, le=1, description="only rows whose recorded similarity is as high"
+    )
+    least_side: int = Field(0, ge=0, description="only rows whose recorded width and height are as large, in pixels")
+    allow: tuple[str, ...] = Field((), description="files of ids, md5 or sha256 hashes or URLs: only these rows")
+    block: tuple[str, ...] = Field((), description="files of ids, md5 or sha256 hashes or URLs: none of these rows")
+
+
+class DownloadSettings(Settings):
+    """What decides which downloaded images are used (fetch: http)."""
+
+    least_success: float = Field(
+        0.0, ge=0, le=1, description="share of the URLs that must give an image, else exit code 3"
+    )
+    max_bytes: int = Field(20_000_000, ge=1, description="largest file that is read")
+    least_pixels: int = Field(1, ge=1, description="smallest shorter side of an image that is used")
+    most_pixels: int = Field(100_000_000, ge=1, description="largest width × height that is decoded")
+    unverified: Literal["keep", "drop"] = Field("keep", description="images for which the pool records no hash")
+    placeholder_urls: int = Field(
+        10, ge=2, description="one image under so many URLs is a placeholder, not the picture"
+    )
+    blocklist: str | None = Field(None, description="file of URLs, hashes or ids that are never asked for")
+
+
 class RetrieveSettings(Settings):
     """How a pool is searched for a task's classes."""
 
@@ -33,17 +61,39 @@ class RetrieveSettings(Settings):
         "semantic", description="search embeddings, captions, or both"
     )
     modalities: tuple[Literal["image", "text"], ...] = Field(
-        ("text",), description="text→image and/or text→caption search"
+        ("text",), min_length=1, description="text→image and/or text→caption search; what either finds is taken"
     )
     k: int = Field(300, ge=1, description="neighbours per query")
-    engine: Literal["scan", "index"] = Field("scan", description="exact streaming scan, or the FAISS index of a recipe")
-    index: str = Field("pocket", description="recipe in indexes/, for engine: index")
+    templates: tuple[str, ...] | Literal["imagenet"] | None = Field(
+        None, description="queries around each class name ({} is the name); imagenet: CLIP's 80; null: the task's own"
+    )
+    examples_per_class: int = Field(0, ge=0, description="training images of each class that are queries, too")
+    engine: Literal["auto", "scan", "index", "remote"] = Field(
+        "scan", description="exact streaming scan, FAISS index, whichever the planner says, or a service"
+    )
+    index: str = Field(
+        "pocket", description="recipe in indexes/, its file, or the folder of an index (engine: index, auto)"
+    )
+    service: str | None = Field(None, description="URL of a clip-retrieval service (engine: remote)")
     caption_semantics: Literal["substring", "token", "word"] = Field(
         "substring", description="what counts as a caption match"
     )
     candidates_per_class: int = Field(84, ge=1, description="best-scoring candidates kept per class before curation")
+    rows: RowSettings = RowSettings()
     nsfw: Literal["drop", "keep"] = Field("drop", description="drop rows whose tag is NSFW")
     fetch: Literal["shards", "http"] = Field("shards", description="images from the pool's shards, or downloaded anew")
+    download: DownloadSettings = DownloadSettings()
+
+    @model_validator(mode="after")
+    def _fits(self) -> RetrieveSettings:
+        if len(set(self.modalities)) != len(self.modalities):
+            raise ValueError(f"modalities lists one value twice: {list(self.modalities)}")
+        if self.engine == "remote" and not self.service:
+            raise ValueError("engine: remote asks a service; give its URL as retrieve.service")
+        wrong = [t for t in self.templates or () if "{}" not in t] if self.templates != "imagenet" else []
+        if self.templates == () or wrong:
+            raise ValueError(f"templates need {{}} where the class name goes, not {wrong[:1]}")
+        return self
 
 
 class SynthesizeSettings(Settings):
