@@ -23,6 +23,11 @@ from retrieve_or_generate.errors import IntegrityError, UsageError
 TEMPORARY_PREFIX = ".tmp-"
 
 
+def cache_folder() -> Path:
+    """What belongs to no run lies here (`ROG_CACHE`, or `~/.cache/rog`): what can be made again, and the blocklist."""
+    return Path(os.environ.get("ROG_CACHE") or Path.home() / ".cache" / "rog")
+
+
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no white space."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -113,7 +113,7 @@ def doctor(as_json: AsJson = False) -> None:
     from dataclasses import asdict
 
     from retrieve_or_generate.doctor import as_text, examine
-    from retrieve_or_generate.pocket.places import cache_folder
+    from retrieve_or_generate.store import cache_folder
 
     checks = examine(cache_folder())
     emit(as_text(checks), {"checks": [asdict(check) for check in checks]}, as_json)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-from retrieve_or_generate.store import content_key, read_json
+from retrieve_or_generate.store import cache_folder, content_key, read_json
 from retrieve_or_generate.weights import POCKET_WEIGHTS
 
 SEED_STUDY = "pocket-world-2"
 POOL = "pool"
 POOL_SEAL, TASK_SEAL = "pool.json", "task.json"
 FORMAT = 1  # raise when what is written below `world_folder` changes
-
-
-def cache_folder() -> Path:
-    """Where things that can be made again are kept: `ROG_CACHE`, or `~/.cache/rog`."""
-    return Path(os.environ.get("ROG_CACHE") or Path.home() / ".cache" / "rog")
 
 
 def world_folder() -> Path:
