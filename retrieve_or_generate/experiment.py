@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from retrieve_or_generate.errors import UsageError
 
@@ -54,9 +54,23 @@ class DownloadSettings(Settings):
     blocklist: str | None = Field(None, description="file of URLs, hashes or ids that are never asked for")
 
 
+class ServiceSettings(Settings):
+    """A clip-retrieval service that searches in our place. What it would add of its own is off."""
+
+    url: str | None = Field(None, description="its address, such as http://127.0.0.1:1234")
+    index: str | None = Field(None, description="one of its indexes, where it has several")
+    aesthetic: tuple[Annotated[int, Field(ge=0, le=9)], float] | None = Field(
+        None, description="bend queries towards a rating, with a weight"
+    )
+    deduplicate: bool = Field(False, description="the service leaves out near copies")
+    safety: bool = Field(False, description="the service leaves out what its safety model flags")
+    violence: bool = Field(False, description="the service leaves out what its violence detector flags")
+
+
 class RetrieveSettings(Settings):
     """How a pool is searched for a task's classes."""
 
+    model: str | None = Field(None, description="CLIP that embedded the pool; null: the experiment's model")
     strategy: Literal["semantic", "substring", "both"] = Field(
         "semantic", description="search embeddings, captions, or both"
     )
@@ -74,21 +88,28 @@ class RetrieveSettings(Settings):
     index: str = Field(
         "pocket", description="recipe in indexes/, its file, or the folder of an index (engine: index, auto)"
     )
-    service: str | None = Field(None, description="URL of a clip-retrieval service (engine: remote)")
+    service: ServiceSettings = Field(ServiceSettings(), description="the service (engine: remote); its URL is enough")
     caption_semantics: Literal["substring", "token", "word"] = Field(
         "substring", description="what counts as a caption match"
     )
     candidates_per_class: int = Field(84, ge=1, description="best-scoring candidates kept per class before curation")
     rows: RowSettings = RowSettings()
-    nsfw: Literal["drop", "keep"] = Field("drop", description="drop rows whose tag is NSFW")
+    nsfw: Literal["drop", "keep"] = Field(
+        "drop", description="drop rows tagged NSFW, and those with punsafe from 0.5 on"
+    )
     fetch: Literal["shards", "http"] = Field("shards", description="images from the pool's shards, or downloaded anew")
     download: DownloadSettings = DownloadSettings()
+
+    @field_validator("service", mode="before")
+    @classmethod
+    def _url_alone(cls, given: Any) -> Any:
+        return {"url": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _fits(self) -> RetrieveSettings:
         if len(set(self.modalities)) != len(self.modalities):
             raise ValueError(f"modalities lists one value twice: {list(self.modalities)}")
-        if self.engine == "remote" and not self.service:
+        if self.engine == "remote" and not self.service.url:
             raise ValueError("engine: remote asks a service; give its URL as retrieve.service")
         wrong = [t for t in self.templates or () if "{}" not in t] if self.templates != "imagenet" else []
         if self.templates == () or wrong:
