@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from retrieve_or_generate.image_set import ImageSet
     from retrieve_or_generate.models import Clip
     from retrieve_or_generate.pool.index import IndexRecipe
+    from retrieve_or_generate.pool.verify import PoolCheck
     from retrieve_or_generate.tasks import Task
 
 POCKET = Experiment()
@@ -284,20 +285,38 @@ def verify(path: Path) -> tuple[int, int]:
     """Compare all finished work below `path` with its recorded checksums; the numbers of units and of files that agree.
 
     Raises:
-        UsageError: nothing finished there. IntegrityError: the first file that is missing or differs.
+        UsageError: nothing finished there, and no pool. IntegrityError: the first file that is missing or differs.
     """
+    from retrieve_or_generate.pool.parts import find_parts
     from retrieve_or_generate.store import check_files, read_json
 
     units = files = 0
-    if not path.is_dir():
+    is_pool = find_parts(path) is not None
+    if not path.is_dir() and not is_pool:
         raise UsageError(f"{path}: no such folder")
     for seal in sorted(path.rglob("*.json")):
         record = read_json(seal)
         if isinstance(record, dict) and "key" in record and isinstance(record.get("files"), dict):
             check_files(seal.parent, record["files"])
             units, files = units + 1, files + len(record["files"])
-    if not units:
+    if not units and not is_pool:
         raise UsageError(
             f"{path}: nothing with recorded checksums; give a finished pool, index, image set, trial or run"
         )
     return units, files
+
+
+def verify_pool(path: Path, progress: Progress | None = None) -> PoolCheck | None:
+    """Look at every row of the pool in `path`, sealed or not; None where `path` is no pool.
+
+    Raises:
+        IntegrityError: which files do not fit, and where. IncompleteError: a pool that is not finished.
+    """
+    from retrieve_or_generate.pool.parts import find_parts
+
+    if find_parts(path) is None:
+        return None
+    from retrieve_or_generate.pool.layout import open_pool
+    from retrieve_or_generate.pool.verify import verify_pool as look
+
+    return look(open_pool(str(path)), _named(progress, f"verify {path.name}"))

@@ -54,17 +54,32 @@ def verify(
     """Compare finished files with their checksums.
 
     Every file of every finished pool, index, image set, trial and run below PATH. The first that differs is named, exit code 4.
+    Where PATH is a pool, published or made here, every row of it is looked at: row counts, dimension, finite, unit length.
 
     \b
     Example:  rog verify runs/pocket
     """
+    from dataclasses import asdict
+
     from retrieve_or_generate import api
+    from retrieve_or_generate.progress import ProgressLine
 
     try:
         units, files = api.verify(path)
+        pool = api.verify_pool(path, ProgressLine())
     except IntegrityError as error:
         raise DamageFoundError(str(error)) from error
-    emit(f"{path}: {files} files in {units} finished units are as recorded", {"units": units, "files": files}, as_json)
+    text = f"{path}: {files} files in {units} finished units are as recorded"
+    if pool is None:
+        emit(text, {"units": units, "files": files}, as_json)
+        return
+    lines = [text] if units else []
+    lines.append(
+        f"{path}: {pool.rows} rows of dimension {pool.dim} in {pool.shards} shards fit together, each finite and of length 1"
+    )
+    if pool.missing:
+        lines.append(f"not there, so rows are counted without them: {', '.join(pool.missing)}")
+    emit("\n".join(lines), {"units": units, "files": files, "pool": asdict(pool)}, as_json)
 
 
 def tasks(as_json: AsJson = False) -> None:

@@ -1,44 +1,37 @@
-"""Pools in the layout that clip-retrieval writes and LAION published, unmodified.
+"""Pools in the layouts that clip-retrieval, LAION and DataComp published, unmodified.
 
-Reads `img_emb/img_emb_0000.npy` (float16, rows × dim, unit length), optional `text_emb/`, `metadata/metadata_0000.parquet` (row i
-of it is row i of the npy; columns are found through aliases, whatever their case) and optional shards `images/00000.tar`.
-Alignment is verified on opening; what does not fit is an error that names the file.
+Row i of a shard's metadata is row i of its embeddings (float16, unit length). `parts` says which files those are, `columns` how
+theirs are called. Opening checks cheaply that they fit: row counts, dimension, a sample of norms, sizes where a seal recorded
+them; `verify` looks at every row. What does not fit is an error that names the file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-import tarfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.errors import IncompleteError, IntegrityError, UsageError
 from retrieve_or_generate.pocket.places import POOL_SEAL, pool_place
+from retrieve_or_generate.pool.columns import count_rows, read_columns
+from retrieve_or_generate.pool.parts import Modality, ShardFiles, find_parts, find_shards, open_embeddings
+from retrieve_or_generate.pool.tars import image_members
 from retrieve_or_generate.store import content_key, read_seal
 
-Modality = Literal["image", "text"]
+__all__ = ["Modality", "Pool", "PoolShard", "open_pool", "sampled_content"]
 
-ALIASES: dict[str, tuple[str, ...]] = {  # our name: the names it goes by, lower case
-    "url": ("url",),
-    "caption": ("caption", "text", "alt_text"),
-    "key": ("key", "image_path"),
-    "NSFW": ("nsfw",),
-    "punsafe": ("punsafe",),
-    "similarity": ("similarity",),
-    "md5": ("md5",),
-    "hash": ("hash",),
-    "width": ("width", "original_width"),
-    "height": ("height", "original_height"),
-}
-_NORM_SAMPLE = 256
+UNFINISHED = "unfinished.json"
+"""Stands in a pool folder from when it is begun until its seal is written."""
+_SAMPLE_ROWS = 4096  # of a pool, whose norms are looked at on opening; 8 to 256 of each shard
+_CHECKSUM_BYTES = 2**30  # of a sealed pool that are read on opening; of a larger one only `rog verify` reads every byte
+_OPENERS = 16
 
 
 @dataclass(frozen=True)
@@ -56,13 +49,14 @@ class PoolShard:
 
 @dataclass(frozen=True)
 class Pool:
-    """An opened pool: cheap to hold, embeddings stay on disk."""
+    """An opened pool: cheap to hold, embeddings stay on disk. `parts` are the folders whose rows follow each other."""
 
     folder: Path
     name: str
     model: str
     dim: int
     shards: tuple[PoolShard, ...]
+    parts: tuple[Path, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -71,47 +65,49 @@ class Pool:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits: of the recorded checksums where the pool is sealed, else of sizes and sampled content."""
-        sealed = read_seal(self.folder, POOL_SEAL, verify=False)
+        found = [self._part_fingerprint(part) for part in self.parts or (self.folder,)]
+        return found[0] if len(found) == 1 else content_key(found)
+
+    def _part_fingerprint(self, part: Path) -> str:
+        sealed = read_seal(part, POOL_SEAL, verify=False)
         if sealed:
             return content_key([sealed["key"], sealed["files"]])
-        return content_key(
-            [_sampled(path) for shard in self.shards for path in (shard.image_embeddings, shard.metadata)]
-        )
+        mine = [shard for shard in self.shards if shard.image_embeddings.is_relative_to(part)]
+        files = [path for s in mine for path in (s.image_embeddings, s.text_embeddings, s.metadata) if path]
+        with ThreadPoolExecutor(_OPENERS) as threads:
+            return content_key(list(threads.map(sampled_content, files)))
+
+    def shard_of(self, row: int) -> PoolShard:
+        return self.shards[int(np.searchsorted(self._first_rows, row, side="right")) - 1]
+
+    @cached_property
+    def _first_rows(self) -> np.ndarray:
+        return np.array([shard.first_row for shard in self.shards], np.int64)
 
     def embeddings(self, shard: PoolShard, modality: Modality) -> np.ndarray:
         """(rows, dim) float16, memory-mapped."""
         path = shard.image_embeddings if modality == "image" else shard.text_embeddings
         if path is None:
-            raise UsageError(f"{self.folder}: no text_emb/; search it with retrieve.modalities=[image]")
-        return np.load(path, mmap_mode="r")
+            folder = shard.image_embeddings.parents[1] if self.parts[1:] else self.folder
+            raise UsageError(f"{folder}: no text_emb/; search it with retrieve.modalities=[image]")
+        return open_embeddings(path, modality)
 
     def metadata(
         self, rows: Sequence[int] | np.ndarray | None = None, columns: Sequence[str] = ("url", "caption", "NSFW", "key")
     ) -> pa.Table:
-        """Columns under our names for `rows` (all of them if None), in the order of `rows`; an absent column is null."""
+        """Columns under our names for `rows` (all of them if None), in the order of `rows`, as `read_columns` gives them."""
         if rows is None:
-            return pa.concat_tables(self._table(shard, columns) for shard in self.shards)
+            return pa.concat_tables(read_columns(shard.metadata, columns) for shard in self.shards)
         wanted = np.asarray(rows, np.int64)
-        shard_of = np.searchsorted([shard.first_row for shard in self.shards], wanted, side="right") - 1
+        shard_of = np.searchsorted(self._first_rows, wanted, side="right") - 1
         parts, places = [], []
         for number in np.unique(shard_of):
             shard, here = self.shards[number], np.flatnonzero(shard_of == number)
-            parts.append(self._table(shard, columns).take(wanted[here] - shard.first_row))
+            parts.append(read_columns(shard.metadata, columns, wanted[here] - shard.first_row))
             places.append(here)
         if not parts:
-            return self._table(self.shards[0], columns).slice(0, 0)
+            return read_columns(self.shards[0].metadata, columns, wanted)
         return pa.concat_tables(parts).take(np.argsort(np.concatenate(places)))
-
-    def _table(self, shard: PoolShard, columns: Sequence[str]) -> pa.Table:
-        file = pq.ParquetFile(shard.metadata)
-        present = {name.lower(): name for name in file.schema_arrow.names}
-        found = {
-            ours: next((present[a] for a in ALIASES.get(ours, (ours.lower(),)) if a in present), None)
-            for ours in columns
-        }
-        table = file.read(columns=[theirs for theirs in dict.fromkeys(found.values()) if theirs])
-        arrays = [table[theirs] if theirs else pa.nulls(shard.rows) for theirs in found.values()]
-        return pa.table(dict(zip(found, arrays, strict=True)))
 
     def image_bytes(self, rows: Sequence[int]) -> dict[int, bytes]:
         """Encoded images by row, from the webdataset shards. A row whose image was never fetched is absent.
@@ -121,38 +117,24 @@ class Pool:
         table = self.metadata(rows, ("key", "md5"))
         out: dict[int, bytes] = {}
         for row, key, md5 in zip(rows, table["key"].to_pylist(), table["md5"].to_pylist(), strict=True):
-            shard = self.shards[int(np.searchsorted([s.first_row for s in self.shards], row, side="right")) - 1]
+            shard = self.shard_of(row)
             if shard.images is None:
                 raise UsageError(f"{self.folder}: no images/ shards; set retrieve.fetch=http to download them")
-            place = _members(shard.images).get(str(key))
+            place = image_members(shard.images).get(str(key))
             if place is None:
                 continue
             with shard.images.open("rb") as file:
-                file.seek(place[0])
-                data = file.read(place[1])
+                file.seek(place.offset)
+                data = file.read(place.size)
             if md5 is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
                 raise IntegrityError(f"{shard.images}: image {key} does not match the md5 in {shard.metadata}")
             out[int(row)] = data
         return out
 
 
-@lru_cache(maxsize=4096)
-def _members(path: Path) -> dict[str, tuple[int, int]]:
-    """Offset and size of every image in a webdataset shard, by key."""
-    try:
-        with tarfile.open(path) as tar:
-            return {
-                member.name.rpartition(".")[0]: (member.offset_data, member.size)
-                for member in tar
-                if member.isreg() and member.name.endswith((".jpg", ".jpeg", ".png", ".webp"))
-            }
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise IntegrityError(f"{path}: not a whole tar ({error})") from error
-
-
-def _sampled(path: Path) -> list[int | str]:
-    """Size and a hash of the first and last MiB: enough to tell pools apart without reading terabytes."""
-    size, part = path.stat().st_size, 1 << 20
+def sampled_content(path: Path) -> list[int | str]:
+    """Size and a hash of the first and last 64 KiB: enough to tell files apart without reading terabytes."""
+    size, part = path.stat().st_size, 1 << 16
     with path.open("rb") as file:
         head = file.read(part)
         file.seek(max(size - part, 0))
@@ -160,25 +142,34 @@ def _sampled(path: Path) -> list[int | str]:
 
 
 def open_pool(name: str) -> Pool:
-    """The pocket pool, or the one in a folder, verified: row counts, dimension, finite numbers, unit length.
+    """The pocket pool, or the one in a folder or `pool.yaml`, its files checked against each other by a sample.
 
     Raises:
         UsageError: no pool there. IntegrityError: a file is missing, truncated, or does not fit the others; its name is given.
+        IncompleteError: the pool is not finished.
     """
-    folder = _pocket() if name == "pocket" else Path(name)
-    if not (folder / "img_emb").is_dir():
+    place = _pocket() if name == "pocket" else Path(name)
+    found = find_parts(place)
+    if found is None:
         raise UsageError(
             f"unknown pool {name!r}: give 'pocket', or a folder with img_emb/ and metadata/ as clip-retrieval writes it"
         )
-    sealed = read_seal(folder, POOL_SEAL)
-    shards = tuple(_shards(folder))
+    told, parts = found
+    folder = place.parent if place.is_file() else place
+    seals = [_sealed(part) for part in parts]
+    shards = _numbered([files for part in parts for files in find_shards(part)])
     if not shards:
         raise UsageError(f"{folder}: empty pool, no img_emb/img_emb_*.npy")
-    dims = {_check(shard) for shard in shards}
-    if len(dims) != 1:
-        raise IntegrityError(f"{folder}: shards of different dimensions {sorted(dims)}")
-    record = sealed or {}
-    return Pool(folder, record.get("pool", folder.name), record.get("model", "unknown"), dims.pop(), shards)
+    sample = min(256, max(8, _SAMPLE_ROWS // len(shards)))
+    with ThreadPoolExecutor(_OPENERS) as threads:
+        dims = list(threads.map(partial(_check, sample=sample), shards))
+    for shard, dim in zip(shards, dims, strict=True):
+        if dim != dims[0]:
+            first = shards[0].image_embeddings
+            raise IntegrityError(f"{shard.image_embeddings}: dimension {dim}, but {first} has {dims[0]}")
+    record = seals[0] if len(parts) == 1 else {}
+    called = told.name or record.get("pool") or folder.resolve().name
+    return Pool(folder, called, _model(told.model, seals, folder), dims[0], shards, parts)
 
 
 def _pocket() -> Path:
@@ -190,69 +181,70 @@ def _pocket() -> Path:
     return folder
 
 
-def _shards(folder: Path) -> list[PoolShard]:
+def _sealed(part: Path) -> dict[str, Any]:
+    """The seal of a part, its files as recorded: by checksum, or by size where that would mean reading for minutes."""
+    record = read_seal(part, POOL_SEAL, verify=False)
+    if record is None:
+        if (part / UNFINISHED).is_file():
+            raise IncompleteError(f"{part}: a pool that is not finished; run rog index embed again, it goes on with it")
+        return {}
+    if sum(file["bytes"] for file in record["files"].values()) <= _CHECKSUM_BYTES:
+        read_seal(part, POOL_SEAL)
+        return record
+    for relative, file in record["files"].items():
+        path = part / relative
+        there = path.stat().st_size if path.is_file() else None
+        if there != file["bytes"]:
+            what = "missing" if there is None else f"{there} bytes"
+            raise IntegrityError(f"{path}: {what}, but {file['bytes']} bytes were recorded. Make {part} anew")
+    return record
+
+
+def _model(listed: str, seals: list[dict[str, Any]], folder: Path) -> str:
+    """The model that embedded the pool: of `pool.yaml`, else of the seals, which must agree."""
+    known = {seal["model"] for seal in seals if "model" in seal} | ({listed} - {"unknown"})
+    if len(known) > 1:
+        raise IntegrityError(f"{folder}: parts embedded by different models ({', '.join(sorted(known))})")
+    return known.pop() if known else "unknown"
+
+
+def _numbered(found: list[ShardFiles]) -> tuple[PoolShard, ...]:
     shards: list[PoolShard] = []
     first = 0
-    for path in sorted((folder / "img_emb").glob("img_emb_*.npy")):
-        digits = re.fullmatch(r"img_emb_(\d+)\.npy", path.name)
-        if not digits:
-            continue
-        number = digits[1]
-        metadata = folder / f"metadata/metadata_{number}.parquet"
-        text = folder / f"text_emb/text_emb_{number}.npy"
-        images = folder / f"images/{int(number):05d}.tar"
-        if not metadata.is_file():
-            raise IntegrityError(f"{metadata}: missing, but {path.name} is there")
-        rows = _load(path).shape[0]
+    for files in found:
+        rows = len(open_embeddings(files.image_embeddings, "image"))
         shards.append(
             PoolShard(
-                len(shards),
-                rows,
-                first,
-                path,
-                text if text.is_file() else None,
-                metadata,
-                images if images.is_file() else None,
+                len(shards), rows, first, files.image_embeddings, files.text_embeddings, files.metadata, files.images
             )
         )
         first += rows
-    return shards
+    return tuple(shards)
 
 
-def _load(path: Path) -> np.ndarray:
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise IntegrityError(f"{path}: not a whole npy file ({error})") from error
-    if array.ndim != 2 or not len(array):
-        raise IntegrityError(f"{path}: shape {array.shape}, expected (rows, dim) with at least one row")
-    return array
-
-
-def _check(shard: PoolShard) -> int:
+def _check(shard: PoolShard, sample: int) -> int:
     """Verify one shard's files against each other; its dimension."""
-    try:
-        rows = pq.ParquetFile(shard.metadata).metadata.num_rows
-    except (pa.ArrowInvalid, OSError) as error:
-        raise IntegrityError(f"{shard.metadata}: not a whole parquet file ({error})") from error
+    rows = count_rows(shard.metadata)
     if rows != shard.rows:
         raise IntegrityError(
             f"{shard.metadata}: {rows} rows, but {shard.image_embeddings.name} has {shard.rows}; they must be aligned"
         )
-    dim = 0
-    for path in filter(None, (shard.image_embeddings, shard.text_embeddings)):
-        array = _load(path)
-        if array.shape[0] != shard.rows or (dim and array.shape[1] != dim):
+    images = open_embeddings(shard.image_embeddings, "image")
+    _check_norms(shard.image_embeddings, images, sample)
+    if shard.text_embeddings is not None:
+        texts = open_embeddings(shard.text_embeddings, "text")
+        if texts.shape != images.shape:
             raise IntegrityError(
-                f"{path}: shape {array.shape} does not fit {shard.image_embeddings.name} {(shard.rows, dim)}"
+                f"{shard.text_embeddings}: shape {texts.shape} does not fit {shard.image_embeddings.name} {images.shape}"
             )
-        dim = array.shape[1]
-        sample = np.asarray(
-            array[np.linspace(0, len(array) - 1, min(len(array), _NORM_SAMPLE)).astype(int)], np.float32
+        _check_norms(shard.text_embeddings, texts, sample)
+    return int(images.shape[1])
+
+
+def _check_norms(path: Path, array: np.ndarray, sample: int) -> None:
+    chosen = np.linspace(0, len(array) - 1, min(len(array), sample)).astype(int)
+    norms = np.linalg.norm(np.asarray(array[chosen], np.float32), axis=1)
+    if not np.isfinite(norms).all() or np.abs(norms - 1).max() > 0.01:
+        raise IntegrityError(
+            f"{path}: rows are not of unit length (norms {norms.min():.3f} to {norms.max():.3f}); normalise them first"
         )
-        norms = np.linalg.norm(sample, axis=1)
-        if not np.isfinite(norms).all() or np.abs(norms - 1).max() > 0.01:
-            raise IntegrityError(
-                f"{path}: rows are not of unit length (norms {norms.min():.3f} to {norms.max():.3f}); normalise them first"
-            )
-    return dim
