@@ -77,8 +77,8 @@ def retrieve(
     from retrieve_or_generate.tasks import load_task
 
     wanted, clip = load_task(task), load_clip(experiment.model, check_device(device))
-    told = _named(progress, f"retrieve {wanted.name}")
-    return search(wanted, open_pool(experiment.pool), clip, out, experiment.retrieve, experiment.curate, progress=told)
+    pool = open_pool(experiment.pool)
+    return search(wanted, pool, clip, out, experiment.retrieve, experiment.curate, progress=progress)
 
 
 def synthesize(

@@ -34,7 +34,10 @@ from retrieve_or_generate.store import canonical_json, content_key, durable_file
 CANDIDATES, CANDIDATES_SEAL = "candidates.parquet", "candidates.json"
 MANIFEST_TABLE, SEAL = "manifest.parquet", "image_set.json"
 
-REASONS = ("nsfw", "unsafe", "dead_link", "undecodable", "contaminated", "duplicate", "clip_score", "class_cap")
+REASONS = (
+    *("nsfw", "unsafe", "blocked", "refused", "dead_link", "mismatch", "placeholder", "undecodable"),
+    *("contaminated", "duplicate", "clip_score", "class_cap", "short_class"),
+)
 """Why a candidate is not in the set, in the order in which the reasons are looked for; "" while or because it is."""
 
 MANIFEST = pa.schema(
@@ -84,17 +87,26 @@ def _ours(name: str) -> bool:
     return name in known or _SHARD.fullmatch(name) is not None or name.startswith(".")
 
 
-def _start(folder: Path, key: str) -> None:
-    """Mark `folder` as begun and drop unfinished work in it; refuse a folder that is finished or not an image set's."""
-    folder.mkdir(parents=True, exist_ok=True)
+def check_free(folder: Path) -> None:
+    """Raise `UsageError` unless `folder` may take an image set: it is not there, empty, or holds an unfinished one."""
     if (folder / SEAL).exists():
         raise UsageError(f"{folder}: holds a finished image set; choose another --out or delete it")
-    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    visible = _visible(folder)
     started = (folder / CANDIDATES_SEAL).exists()
     if visible and not (started and all(_ours(path.name) for path in visible)):
         raise UsageError(f"{folder}: not empty, and not an image set; choose another --out")
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+
+
+def _start(folder: Path, key: str) -> None:
+    """Mark `folder` as begun and drop unfinished work in it; refuse a folder that is finished or not an image set's."""
+    check_free(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CANDIDATES_SEAL, {"unfinished": key})
-    for path in visible:
+    for path in _visible(folder):
         if path.name != CANDIDATES_SEAL:
             path.unlink()
 
@@ -259,7 +271,7 @@ def seal_image_set(folder: Path, manifest: pa.Table, **record: Any) -> None:
 
 
 class ImageSet:
-    """A finished image set. `record` is what `image_set.json` says."""
+    """A finished image set. `record` is what `image_set.json` says; `excluded` names classes that it leaves out on purpose."""
 
     def __init__(self, folder: Path, record: dict[str, Any]):
         self.folder, self.record = folder, record
@@ -267,6 +279,7 @@ class ImageSet:
         self.task: str = record["task"]
         self.source: str = record["source"]
         self.class_names: tuple[str, ...] = tuple(record["class_names"])
+        self.excluded: tuple[str, ...] = tuple(record.get("excluded", ()))
         self._reader = ShardReader(folder)
 
     @cached_property

@@ -14,13 +14,24 @@ import pytest
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.experiment import RetrieveSettings
 from retrieve_or_generate.pool.layout import Pool, open_pool
-from retrieve_or_generate.retrieve import semantic
-from retrieve_or_generate.retrieve.semantic import check_search, find_candidates
+from retrieve_or_generate.retrieve import queries as queries_module
+from retrieve_or_generate.retrieve.engines import choose_engine
+from retrieve_or_generate.retrieve.queries import class_queries
+from retrieve_or_generate.retrieve.search import Search, check_search, read_found, run_search
+from retrieve_or_generate.retrieve.semantic import find_candidates
 from retrieve_or_generate.tasks.base import Task
 
 DIM, ROWS = 16, 300
-TASK = Task("birds", ("ant", "bee", "cat"), ("a {}.", "photo of a {}", "{}"), Path("nowhere"))
-CLIP: Any = SimpleNamespace(name="made by hand", embed_dim=DIM)
+CLIP: Any = SimpleNamespace(name="made by hand", embed_dim=DIM, fingerprint="0123", device="cpu")
+
+
+class Birds(Task):
+    """A task without pictures."""
+
+    fingerprint = "4567"
+
+
+TASK = Birds("birds", ("ant", "bee", "cat"), ("a {}.", "photo of a {}", "{}"), Path("nowhere"))
 
 
 def unit(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -49,7 +60,19 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 
 @pytest.fixture(autouse=True)
 def _features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semantic, "text_features", lambda clip, texts: QUERIES[: len(texts)])
+    monkeypatch.setattr(queries_module, "text_features", lambda clip, texts: QUERIES[: len(texts)])
+
+
+def searched(pool: Pool, settings: RetrieveSettings, folder: Path, index_folder: Path | None = None) -> pa.Table:
+    search = Search(pool, CLIP, settings, choose_engine(pool, settings, index_folder))
+    run_search(search, {folder: TASK}, folder)
+    found = read_found(search, TASK, folder)
+    assert found is not None
+    return find_candidates(TASK, pool, class_queries(TASK, CLIP, settings), found, settings)
+
+
+def checked(pool: Pool, clip: Any, settings: RetrieveSettings) -> None:
+    check_search(Search(pool, clip, settings, choose_engine(pool, settings, None)))
 
 
 def scores(modalities: tuple[str, ...]) -> np.ndarray:
@@ -64,9 +87,11 @@ def by_row(found: pa.Table) -> dict[int, tuple[int, str]]:
 
 
 @pytest.mark.parametrize("modalities", [("text",), ("image",), ("image", "text")])
-def test_each_row_goes_to_its_best_class_among_those_that_found_it(modalities: tuple[Any, ...], pool: Pool) -> None:
+def test_each_row_goes_to_its_best_class_among_those_that_found_it(
+    modalities: tuple[Any, ...], pool: Pool, tmp_path: Path
+) -> None:
     k = 20
-    found = find_candidates(TASK, pool, CLIP, RetrieveSettings(k=k, modalities=modalities))
+    found = searched(pool, RetrieveSettings(k=k, modalities=modalities), tmp_path / "1")
     expected: dict[int, set[int]] = {}
     for modality in modalities:
         nearest = np.argsort(-scores((modality,)), axis=0)[:k]
@@ -90,27 +115,27 @@ def test_each_row_goes_to_its_best_class_among_those_that_found_it(modalities: t
     )
 
 
-def test_captions_name_rows_wherever_they_lie(pool: Pool) -> None:
-    found = by_row(find_candidates(TASK, pool, CLIP, RetrieveSettings(strategy="substring")))
+def test_captions_name_rows_wherever_they_lie(pool: Pool, tmp_path: Path) -> None:
+    found = by_row(searched(pool, RetrieveSettings(strategy="substring"), tmp_path / "2"))
     assert set(found) == {row for row, caption in enumerate(CAPTIONS) if caption}
     assert {query for _, query in found.values()} <= {"ant", "bee"}
     both = scores(("text",))[:, :6].reshape(ROWS, 2, 3).max(2).argmax(1)
     assert all(label == both[row] for row, (label, _) in found.items() if row % 50 == 7)
-    words = find_candidates(TASK, pool, CLIP, RetrieveSettings(strategy="substring", caption_semantics="word"))
+    words = searched(pool, RetrieveSettings(strategy="substring", caption_semantics="word"), tmp_path / "3")
     assert set(by_row(words)) == set(range(7, ROWS, 50))
 
 
-def test_both_is_the_union_and_tells_the_query_that_found_a_row(pool: Pool) -> None:
-    semantically = by_row(find_candidates(TASK, pool, CLIP, RetrieveSettings(k=15)))
-    named = by_row(find_candidates(TASK, pool, CLIP, RetrieveSettings(strategy="substring")))
-    both = by_row(find_candidates(TASK, pool, CLIP, RetrieveSettings(strategy="both", k=15)))
+def test_both_is_the_union_and_tells_the_query_that_found_a_row(pool: Pool, tmp_path: Path) -> None:
+    semantically = by_row(searched(pool, RetrieveSettings(k=15), tmp_path / "4"))
+    named = by_row(searched(pool, RetrieveSettings(strategy="substring"), tmp_path / "5"))
+    both = by_row(searched(pool, RetrieveSettings(strategy="both", k=15), tmp_path / "6"))
     assert set(both) == set(semantically) | set(named)
     assert all(both[row] == found for row, found in named.items() if row not in semantically)
 
 
-def test_candidates_per_class_are_the_best_scored(pool: Pool) -> None:
-    everything = find_candidates(TASK, pool, CLIP, RetrieveSettings(k=ROWS, candidates_per_class=ROWS)).to_pandas()
-    few = find_candidates(TASK, pool, CLIP, RetrieveSettings(k=ROWS, candidates_per_class=5)).to_pandas()
+def test_candidates_per_class_are_the_best_scored(pool: Pool, tmp_path: Path) -> None:
+    everything = searched(pool, RetrieveSettings(k=ROWS, candidates_per_class=ROWS), tmp_path / "7").to_pandas()
+    few = searched(pool, RetrieveSettings(k=ROWS, candidates_per_class=5), tmp_path / "8").to_pandas()
     assert len(everything) == ROWS, "every row is of exactly one class"
     best = everything.sort_values(["label", "score"], ascending=[True, False]).groupby("label").head(5)
     assert sorted(best["row"]) == few["row"].tolist()
@@ -122,19 +147,19 @@ def test_an_index_with_every_list_probed_finds_what_the_scan_finds(pool: Pool, t
         f"{{pool: {pool.name}, model: unknown, modality: text, factory_string: 'IVF4,Flat', nprobe: 4, train_rows: 200}}"
     )
     settings = RetrieveSettings(k=25, engine="index", index=str(recipe))
-    found = find_candidates(TASK, pool, CLIP, settings, index_folder=tmp_path / "index")
-    assert found.equals(find_candidates(TASK, pool, CLIP, RetrieveSettings(k=25)))
+    found = searched(pool, settings, tmp_path / "a", tmp_path / "index")
+    assert found.equals(searched(pool, RetrieveSettings(k=25), tmp_path / "9"))
     assert (tmp_path / "index/index.faiss").is_file()
     with pytest.raises(UsageError, match="over text embeddings"):
-        check_search(pool, CLIP, settings.model_copy(update={"modalities": ("image",), "fetch": "http"}))
+        checked(pool, CLIP, settings.model_copy(update={"modalities": ("image",), "fetch": "http"}))
 
 
-def test_what_cannot_be_searched_is_told_before_anything_is_written(pool: Pool) -> None:
+def test_what_cannot_be_searched_is_told_before_anything_is_written(pool: Pool, tmp_path: Path) -> None:
     other: Any = SimpleNamespace(name="other", embed_dim=DIM + 1)
     with pytest.raises(UsageError, match="search a pool with the model that embedded it"):
-        check_search(pool, other, RetrieveSettings())
+        checked(pool, other, RetrieveSettings())
     with pytest.raises(UsageError, match=r"set retrieve\.fetch=http"):
-        check_search(pool, CLIP, RetrieveSettings())
+        checked(pool, CLIP, RetrieveSettings())
     with pytest.raises(UsageError, match="did you mean 'pocket'"):
-        check_search(pool, CLIP, RetrieveSettings(fetch="http", engine="index", index="pokcet"))
-    check_search(pool, CLIP, RetrieveSettings(fetch="http"))
+        checked(pool, CLIP, RetrieveSettings(fetch="http", engine="index", index="pokcet"))
+    checked(pool, CLIP, RetrieveSettings(fetch="http"))
