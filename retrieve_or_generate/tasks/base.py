@@ -1,8 +1,9 @@
 """The contract of a task: class names, templates and three splits, read from the webdataset layout of CLIP_benchmark.
 
 A task folder holds `{train,val,test}/{nshards.txt,0.tar,…}` with an image and a `.cls` for every key, `classnames.txt`,
-`zeroshot_classification_templates.txt` (`{c}` or `{}` stands for the name) and, our addition, `synonyms.tsv` (name, tab, synonym).
-Class ids are line numbers of `classnames.txt`, never the order of folders.
+`zeroshot_classification_templates.txt` (`{c}` or `{}` stands for the name) and, where wanted, two files of ours: `synonyms.tsv`
+(name, tab, synonym) and `queries.tsv` (what captions must say of a class: `tasks.queries`). Class ids are line numbers of
+`classnames.txt`, never the order of folders.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.store import content_key, sha256_of
+from retrieve_or_generate.tasks.queries import CaptionQuery, read_queries, read_text
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -44,16 +46,25 @@ class Task:
     templates: tuple[str, ...]
     folder: Path
     synonyms: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    rewrites: dict[str, CaptionQuery] = field(default_factory=dict)
 
     def split(self, name: SplitName) -> Split:
         """Read one split; `IntegrityError` names the file that is missing or damaged, or holds a label out of range."""
         return read_split(self.folder / name, len(self.class_names))
 
     @cached_property
+    def caption_queries(self) -> dict[int, CaptionQuery]:
+        """What captions must say, by label: the class name where `queries.tsv` says nothing of the class."""
+        return {
+            label: self.rewrites.get(name) or CaptionQuery.any_of([name]) for label, name in enumerate(self.class_names)
+        }
+
+    @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over class names, templates and every file of the three splits."""
+        """16 hex digits over class names, templates, rewritten caption queries and every file of the three splits."""
         files = [sha256_of(path) for split in SPLITS for path in _shards(self.folder / split)]
-        return content_key([self.class_names, self.templates, files])
+        rewrites = [{name: query.lines for name, query in self.rewrites.items()}] if self.rewrites else []
+        return content_key([self.class_names, self.templates, files, *rewrites])
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -111,7 +122,7 @@ def _label(data: bytes, classes: int, where: str) -> int:
 def _lines(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise UsageError(f"{path}: missing; a task folder needs it (layout: CLIP_benchmark webdataset)")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
 
 
 def read_task(folder: Path, name: str | None = None) -> Task:
@@ -125,9 +136,18 @@ def read_task(folder: Path, name: str | None = None) -> Task:
             f"{folder / 'classnames.txt'}: {repeated[0]!r} stands there twice; give each class a name of its own"
         )
     templates = tuple(line.replace("{c}", "{}") for line in _lines(folder / "zeroshot_classification_templates.txt"))
+    synonyms = _synonyms(folder / "synonyms.tsv")
+    queries = folder / "queries.tsv"
+    rewrites = read_queries(queries, class_names, synonyms) if queries.is_file() else {}
+    return Task(name or folder.name, class_names, templates, folder, synonyms, rewrites)
+
+
+def _synonyms(path: Path) -> dict[str, tuple[str, ...]]:
+    """Other names of classes, in file order; none where there is no file."""
     synonyms: dict[str, tuple[str, ...]] = {}
-    if (folder / "synonyms.tsv").is_file():
-        for line in _lines(folder / "synonyms.tsv"):
-            known, _, word = line.partition("\t")
-            synonyms[known] = (*synonyms.get(known, ()), word)
-    return Task(name or folder.name, class_names, templates, folder, synonyms)
+    for line in _lines(path) if path.is_file() else ():
+        known, _, word = (part.strip() for part in line.partition("\t"))
+        if not word:
+            raise UsageError(f"{path}: no synonym after {known!r}; a line is a class name, a tab and one synonym")
+        synonyms[known] = (*synonyms.get(known, ()), word)
+    return synonyms
