@@ -2,6 +2,7 @@
 
 A unit knows nothing of where it runs. Workers load what they share (a model, decoded images) once, take units one at a time, the
 most expensive first, and never outlive this process: not when it ends, is interrupted or terminated, and not when it is killed.
+A unit that takes long may `tell` how far it is.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,9 +28,11 @@ from retrieve_or_generate.errors import IncompleteError, UsageError
 P = TypeVar("P")
 R = TypeVar("R")
 Work = Callable[[P], R]
+Progress = Callable[[str, int, int], None]
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _PATIENCE_SECONDS = 2.0
+_TELL_SECONDS = 0.1
 # On Linux workers are forked from a server that has imported what all of them need (half a gigabyte that they share, and seconds
 # that each saves) and has started no thread; elsewhere the numerical libraries do not bear a fork.
 _CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
@@ -48,14 +53,29 @@ class Unit(Generic[P]):
     cost: float = 1.0
 
 
+_listener: ContextVar[Progress | None] = ContextVar("listener", default=None)
+
+
+def tell(what: str, done: int, total: int) -> None:
+    """For a unit to say how far it is: it reaches the `progress` that `run_units` was given, wherever the unit runs."""
+    if listener := _listener.get():
+        listener(what, done, total)
+
+
 def run_units(
-    units: Sequence[Unit[P]], prepare: Callable[[], Work[P, R]], jobs: int = 1
+    units: Sequence[Unit[P]],
+    prepare: Callable[[], Work[P, R]],
+    jobs: int = 1,
+    *,
+    apart: bool = False,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[Unit[P], R]]:
     """Each unit with its result, as they finish.
 
     `prepare` loads what units share and returns the function that does one. With more than one job it is called once in every
     worker, so it must pickle (a module-level function, or a partial of one). A worker sees one thread; with one job, all runs in
-    this process and with its threads. Closing the iterator ends the workers.
+    this process and with its threads, and so does a single unit unless it is to run `apart`, which frees its memory at the end.
+    `progress` hears what units `tell`. Closing the iterator ends the workers.
 
     Raises:
         IncompleteError: a worker died; its unit is named. `UsageError`s and `IncompleteError`s of a unit come through as they are,
@@ -64,16 +84,23 @@ def run_units(
     if jobs < 1:
         raise UsageError(f"jobs must be 1 or more, not {jobs}")
     waiting = deque(sorted(units, key=lambda unit: -unit.cost))
-    if jobs == 1 or len(waiting) < 2:
-        return _run_here(waiting, prepare)
-    return _run_in_workers(waiting, prepare, min(jobs, len(waiting)))
+    if jobs == 1 or len(waiting) < (1 if apart else 2):
+        return _run_here(waiting, prepare, progress)
+    return _run_in_workers(waiting, prepare, min(jobs, len(waiting)), progress)
 
 
-def _run_here(waiting: deque[Unit[P]], prepare: Callable[[], Work[P, R]]) -> Iterator[tuple[Unit[P], R]]:
+def _run_here(
+    waiting: deque[Unit[P]], prepare: Callable[[], Work[P, R]], progress: Progress | None
+) -> Iterator[tuple[Unit[P], R]]:
     if waiting:
         work = prepare()
         for unit in waiting:
-            yield unit, work(unit.payload)
+            before = _listener.set(progress)
+            try:
+                result = work(unit.payload)
+            finally:
+                _listener.reset(before)
+            yield unit, result
 
 
 @dataclass
@@ -96,8 +123,17 @@ class _End:
 _END = _End()
 
 
+@dataclass(frozen=True)
+class _Told:
+    """How far a unit is."""
+
+    what: str
+    done: int
+    total: int
+
+
 def _run_in_workers(
-    waiting: deque[Unit[P]], prepare: Callable[[], Work[P, R]], jobs: int
+    waiting: deque[Unit[P]], prepare: Callable[[], Work[P, R]], jobs: int, progress: Progress | None
 ) -> Iterator[tuple[Unit[P], R]]:
     workers: dict[Connection, _Worker[P]] = {}
     try:
@@ -109,7 +145,12 @@ def _run_in_workers(
         while busy:
             for pipe in wait(list(busy)):
                 worker = busy[pipe]  # type: ignore[index]
-                unit, result = _receive(worker)
+                message = _receive(worker)
+                if isinstance(message, _Told):
+                    if progress:
+                        progress(message.what, message.done, message.total)
+                    continue
+                unit, result = message
                 worker.give(waiting)
                 if worker.unit is None:
                     del busy[worker.pipe]
@@ -133,10 +174,10 @@ def _start(prepare: Callable[[], Work[P, R]]) -> _Worker[P]:
     return _Worker(process, ours)
 
 
-def _receive(worker: _Worker[P]) -> tuple[Unit[P], Any]:
+def _receive(worker: _Worker[P]) -> tuple[Unit[P], Any] | _Told:
     assert worker.unit is not None
     try:
-        error, result = worker.pipe.recv()
+        message = worker.pipe.recv()
     except (EOFError, ConnectionResetError):
         worker.process.join()
         code = worker.process.exitcode
@@ -144,6 +185,9 @@ def _receive(worker: _Worker[P]) -> tuple[Unit[P], Any]:
         raise IncompleteError(
             f"{worker.unit.name}: its worker process {how}; what is finished is kept, run it again"
         ) from None
+    if isinstance(message, _Told):
+        return message
+    error, result = message
     if isinstance(error, UsageError | IncompleteError):
         raise error
     if error is not None:
@@ -182,6 +226,7 @@ def _serve(prepare: Callable[[], Work[P, R]], pipe: Connection, environment: dic
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     work: Work[P, R] | None = None
+    _listener.set(_Teller(pipe))
     with suppress(EOFError, BrokenPipeError):
         while not isinstance(payload := pipe.recv(), _End):
             try:
@@ -192,6 +237,19 @@ def _serve(prepare: Callable[[], Work[P, R]], pipe: Connection, environment: dic
             except Exception:
                 answer = (traceback.format_exc(), None)
             pipe.send(answer)
+
+
+class _Teller:
+    """Sends what a unit tells to the parent, ten times a second at most."""
+
+    def __init__(self, pipe: Connection):
+        self._pipe, self._sent = pipe, float("-inf")
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done >= total or now - self._sent >= _TELL_SECONDS:
+            self._sent = now
+            self._pipe.send(_Told(what, done, total))
 
 
 def _end_with_parent() -> None:

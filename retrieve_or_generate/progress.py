@@ -13,6 +13,21 @@ Progress = Callable[[str, int, int], None]
 _BAR = 24
 
 
+class Bytes(int):
+    """A number of bytes: given as `done` and `total`, they are shown as 1.5 GB and paced in bytes per second."""
+
+
+def amount(number: float, of: int) -> str:
+    """`number` as one of what `of` counts: 12, or 3.2 GB."""
+    if not isinstance(of, Bytes):
+        return f"{number:.3g}" if isinstance(number, float) else str(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
 def duration(seconds: float) -> str:
     """`4 s`, `2 min 05 s`, `3 h 07 min`."""
     whole = round(seconds)
@@ -41,7 +56,8 @@ class ProgressLine:
         if done < total and now - self._shown < pause:
             return
         self._shown = now
-        self._write(f"{what}: {done}/{total}{self._pace(done, total, now - self._started)}", done, total)
+        shown = f"{amount(done, total)}/{amount(total, total)}"
+        self._write(f"{what}: {shown}{self._pace(done, total, now - self._started)}", done, total)
 
     def _pace(self, done: int, total: int, seconds: float) -> str:
         if done >= total:
@@ -49,7 +65,7 @@ class ProgressLine:
         if done <= self._first or seconds <= 0:
             return ""
         rate = (done - self._first) / seconds
-        return f", {rate:.3g}/s, {duration((total - done) / rate)} left"
+        return f", {amount(rate, total)}/s, {duration((total - done) / rate)} left"
 
     def _write(self, line: str, done: int, total: int) -> None:
         if self._terminal:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from retrieve_or_generate.errors import IncompleteError, UsageError
-from retrieve_or_generate.executors import Unit, run_units
+from retrieve_or_generate.executors import Unit, run_units, tell
 
 
 def square(number: int) -> int:
@@ -51,6 +51,16 @@ def fail(how: str) -> str:
 
 def failures() -> Callable[[str], str]:
     return fail
+
+
+def tell_twice(total: int) -> int:
+    tell("halves", 1, total)
+    tell("halves", total, total)
+    return os.getpid()
+
+
+def tellers() -> Callable[[int], int]:
+    return tell_twice
 
 
 def _note(folder: Path, number: int) -> None:
@@ -118,6 +128,20 @@ def test_a_dead_worker_is_named() -> None:
         list(run_units(units("killed", "killed"), failures, jobs=2))
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_single_unit_runs_apart_only_if_asked_and_tells_how_far_it_is(apart: bool) -> None:
+    told: list[tuple[str, int, int]] = []
+    units = [Unit("two", 2)]
+    [(_, process)] = run_units(units, tellers, 2, apart=apart, progress=lambda *said: told.append(said))
+    assert told == [("halves", 1, 2), ("halves", 2, 2)]
+    assert (process != os.getpid()) == apart
+    assert [process for _, process in run_units(units, tellers, 2, apart=apart)] != []
+
+
+def test_nobody_needs_to_listen() -> None:
+    tell("nothing", 0, 1)
+
+
 def test_no_jobs_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="jobs must be 1 or more, not 0"):
         run_units(units(1), squares, jobs=0)
@@ -127,7 +151,7 @@ _PARENT = """
 import sys
 from functools import partial
 from pathlib import Path
-from retrieve_or_generate.executors import Unit, run_units
+from retrieve_or_generate.executors import Unit, run_units, tell
 from test_executors import sleepers
 if __name__ == "__main__":
     list(run_units([Unit(str(n), n) for n in range(2)], partial(sleepers, Path(sys.argv[1])), jobs=2))

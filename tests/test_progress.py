@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from retrieve_or_generate.progress import ProgressLine, duration
+from retrieve_or_generate.progress import Bytes, ProgressLine, duration
 
 
 class Terminal(io.StringIO):
@@ -77,3 +77,17 @@ def test_new_work_starts_its_own_clock() -> None:
     clock.now = 104.0
     progress("trials", 4, 4)
     assert out.getvalue().splitlines() == ["scan: 1/1, 0 s", "trials: 0/4", "trials: 4/4, 4 s"]
+
+
+def test_bytes_are_shown_in_units_and_paced_by_the_second() -> None:
+    out, clock = io.StringIO(), Clock()
+    progress = ProgressLine(out, clock)
+    for done in (0, 999_600, 1_500_000_000, 3_300_000_000_000):
+        progress("scan", Bytes(done), Bytes(3_300_000_000_000))
+        clock.now += 10.0
+    assert out.getvalue().splitlines() == [
+        "scan: 0 B/3.3 TB",
+        "scan: 1 MB/3.3 TB, 100 kB/s, 9170 h 19 min left",
+        "scan: 1.5 GB/3.3 TB, 75 MB/s, 12 h 13 min left",
+        "scan: 3.3 TB/3.3 TB, 30 s",
+    ]
