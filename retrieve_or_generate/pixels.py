@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-MAX_PIXELS = 64 * 2**20
+MAX_PIXELS = 2**26
 _FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -49,11 +49,11 @@ def suffix_of(data: bytes) -> str:
     raise UndecodableImage("format", f"neither JPEG nor PNG nor WebP (starts with {data[:8]!r})")
 
 
-def _check_header(image: Image.Image) -> None:
+def _check_header(image: Image.Image, most_pixels: int) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UndecodableImage("too_large", f"{width}×{height} pixels, more than {MAX_PIXELS}")
-    if getattr(image, "n_frames", 1) > 1:
+    if width * height > most_pixels:
+        raise UndecodableImage("too_large", f"{width}×{height} pixels, more than {most_pixels}")
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise UndecodableImage("animated", "more than one frame")
 
 
@@ -90,27 +90,28 @@ def _rgb(image: Image.Image) -> np.ndarray:
     raise UndecodableImage("mode", f"pixel mode {image.mode}")
 
 
-def _decode(data: bytes) -> np.ndarray:
+def _decode(data: bytes, most_pixels: int) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=tuple(_FORMATS)) as image:
-        _check_header(image)
+        _check_header(image, most_pixels)
         turn = _UPRIGHT.get(_orientation(image))
         image.load()
         upright = image.transpose(turn) if turn is not None else image
         return _rgb(upright)
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, most_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Image bytes to upright (h, w, 3) uint8 RGB; transparent parts stand on white, CMYK is converted without its profile.
 
-    Raises `UndecodableImage` for every input that is not a whole, still JPEG, PNG or WebP of at most `MAX_PIXELS` pixels; the
-    size is read from the header, before anything is unpacked.
+    Of a JPEG that holds several pictures (many phones store a depth map or a second view), the first is the picture. Raises
+    `UndecodableImage` for every input that is not a whole, still JPEG, PNG or WebP of at most `most_pixels` pixels; the size is
+    read from the header, before anything is unpacked.
     """
     suffix_of(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode(data)
+            return _decode(data, most_pixels)
     except UndecodableImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -1,15 +1,15 @@
 """Fetches one URL from a hostile web: the opener that img2dataset downloads through.
 
-Every hop, redirects included, must be http or https without credentials, on a known port, and all addresses that its host name
-resolves to must be globally routable; the connection then goes to the address that was checked. Bytes and seconds are capped
-in total, headers and slow trickles included. A site that opts out on any hop is obeyed. Proxies and cookies are unknown here.
+Every hop, redirects included, must be http or https without credentials, on a known port and not on the blocklist, and all
+addresses that its host name resolves to must be globally routable; the connection then goes to the address that was checked.
+Bytes and seconds are capped in total, look-ups, headers and slow trickles included. A site that opts out on any hop is obeyed, and
+so is one that asks us to wait. Proxies and cookies are unknown here.
 """
 
 from __future__ import annotations
 
 import http.client
 import io
-import ipaddress
 import re
 import socket
 import ssl
@@ -24,39 +24,55 @@ from functools import cache
 from typing import Any, Literal
 
 from retrieve_or_generate import __version__
+from retrieve_or_generate.blocklist import Blocklist
+from retrieve_or_generate.retrieve.addresses import Names, Resolver, is_global, system_resolver
+from retrieve_or_generate.retrieve.hosts import Hosts, retry_after
 
 Address = tuple[str, int]
-Status = Literal["ok", "failed", "refused"]
+Status = Literal["failed", "refused", "blocked"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
+_BUSY = (429, 503)
 _VALUED_DIRECTIVES = ("max-snippet", "max-image-preview", "max-video-preview", "unavailable_after")
 _ROBOT_NAME = re.compile(r"\*|[a-z][a-z0-9_./-]*")
 _HEADER_BYTES = 100_000
 _PIECE = 1 << 16
 
-# IANA's special-purpose registries, 2025: what is not globally reachable. The standard library's own table differs by version.
-_NOT_GLOBAL_4 = (
-    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
-    "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4",
-    "240.0.0.0/4",
-)  # fmt: skip
-_GLOBAL_6, _NOT_GLOBAL_6 = "2000::/3", ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
-
 
 @dataclass(frozen=True)
 class DownloadPolicy:
-    """What a download may do. `allowed_endpoints` are (address, port) pairs reachable although not global: for tests."""
+    """How a download goes about it, and how far it may reach; which images are used is the experiment's `DownloadSettings`.
+
+    Seconds are of one URL, all hops together; `dns_seconds` of one look-up. `per_host` connections of one process are open to a
+    host at most. What might go better another time is tried `retries` times more, after `retry_seconds`, then twice that, … or
+    when a host's Retry-After is over, as long as one part of the download waits no more than `most_wait_seconds`.
+    `allowed_endpoints` are (address, port) pairs reachable although not global, and `resolver` looks names up: for tests.
+    """
 
     threads: int = 16
+    per_host: int = 4
     deadline_seconds: float = 20.0
+    dns_seconds: float = 5.0
+    retries: int = 1
+    retry_seconds: float = 1.0
+    most_wait_seconds: float = 60.0
     max_bytes: int = 20_000_000
     max_redirects: int = 5
     ports: tuple[int, ...] = (80, 443)
     allowed_endpoints: frozenset[Address] = frozenset()
+    resolver: Resolver = system_resolver
     user_agent: str = f"rog/{__version__} (retrieve-or-generate; research download of image-text pairs)"
     robot_names: tuple[str, ...] = ("rog", "retrieve-or-generate", "img2dataset")
     opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex", "none", "noml")
+
+
+class Session:
+    """What the fetches of one process share: the policy, the blocklist, names looked up, and places at hosts."""
+
+    def __init__(self, policy: DownloadPolicy, blocklist: Blocklist | None = None):
+        self.policy, self.blocklist = policy, blocklist or Blocklist()
+        self.names, self.hosts = Names(policy.resolver, policy.dns_seconds), Hosts(policy.per_host)
 
 
 class NotFetched(Exception):
@@ -65,7 +81,8 @@ class NotFetched(Exception):
     status: Status = "failed"
 
     def __init__(self, reason: str, detail: object = ""):
-        super().__init__(f"{self.status} {reason}: {str(detail)[:200]}")
+        told = "".join(letter if letter.isprintable() else "?" for letter in str(detail)[:200])
+        super().__init__(f"{self.status} {reason}: {told}")
 
 
 class Failed(NotFetched):
@@ -78,29 +95,47 @@ class Refused(NotFetched):
     status = "refused"
 
 
-class GuardedOpener(urllib.request.OpenerDirector):
-    """What `urllib.request.urlopen` calls once this is installed. The answer is read whole before it is returned."""
+class Blocked(NotFetched):
+    """We must not fetch it: it is on the blocklist."""
 
-    def __init__(self, policy: DownloadPolicy):
+    status = "blocked"
+
+
+class GuardedOpener(urllib.request.OpenerDirector):
+    """What `urllib.request.urlopen` calls once this is installed. The answer is read whole before it is returned.
+
+    `done` is called after every URL, from whichever thread.
+    """
+
+    def __init__(self, session: Session, done: Callable[[], None] = lambda: None):
         super().__init__()
-        self.policy = policy
+        self.session, self.done = session, done
 
     def open(self, fullurl: Any, data: Any = None, timeout: Any = None) -> urllib.response.addinfourl:
-        """A response with status 200 and a complete body. Raises `Refused` or `Failed`."""
+        """A response with status 200 and a complete body. Raises `Blocked`, `Refused` or `Failed`."""
         url = fullurl if isinstance(fullurl, str) else fullurl.full_url
-        body, headers, final = fetch(url, self.policy)
+        try:
+            body, headers, final = fetch(url, self.session)
+        finally:
+            self.done()
         return urllib.response.addinfourl(io.BytesIO(body), headers, final, 200)
 
 
-def fetch(url: str, policy: DownloadPolicy) -> tuple[bytes, Message, str]:
-    """Body, headers and final URL. Raises `Refused` or `Failed` with a reason code and what it was about."""
+def fetch(url: str, session: Session) -> tuple[bytes, Message, str]:
+    """Body, headers and final URL. Raises `Blocked`, `Refused` or `Failed` with a reason code and what it was about."""
+    policy = session.policy
     deadline = time.monotonic() + policy.deadline_seconds
     try:
         for _ in range(policy.max_redirects + 1):
-            target, body, headers = _hop(url, policy, deadline)
+            parts, port = check_url(url)
+            if session.blocklist.blocks(url=url):
+                raise Blocked("hop", "a URL on its way is on the blocklist")
+            with session.hosts.place(parts.hostname or "") as waited:
+                deadline += waited
+                target, body, headers = _hop(parts, port, session, deadline)
             if target is None:
                 return body, headers, url
-            url = target
+            url = urllib.parse.urljoin(url, target)
         raise Refused("too_many_redirects", policy.max_redirects)
     except TimeoutError:
         raise Failed("timeout", f"not done after {policy.deadline_seconds:g} s") from None
@@ -114,35 +149,48 @@ def fetch(url: str, policy: DownloadPolicy) -> tuple[bytes, Message, str]:
         raise Failed("bad_response", error) from None
 
 
-def _hop(url: str, policy: DownloadPolicy, deadline: float) -> tuple[str | None, bytes, Message]:
+def _hop(
+    parts: urllib.parse.SplitResult, port: int, session: Session, deadline: float
+) -> tuple[str | None, bytes, Message]:
     """Where it leads to, or None with the body; and the headers."""
-    parts, port = _checked_url(url)
-    host = parts.hostname or ""
-    inner = _connect(_checked_addresses(host, port, policy), deadline)
+    policy, host = session.policy, parts.hostname or ""
+    if session.hosts.wait(host):
+        raise Failed("rate_limited", f"{host} asked us to wait")
+    inner = _connect(_checked_addresses(host, port, session, deadline), deadline)
     try:
         if parts.scheme == "https":
             inner = _tls().wrap_socket(inner, server_hostname=host)
-        connection = http.client.HTTPConnection(f"[{host}]" if ":" in host else host, port)
-        connection.default_port = _DEFAULT_PORTS[parts.scheme]
-        connection.sock = _CappedSocket(inner, deadline, policy.max_bytes + _HEADER_BYTES)
-        headers = {
-            "User-Agent": policy.user_agent,
-            "Accept": "image/*",
-            "Accept-Encoding": "identity",
-            "Connection": "close",
-        }
-        connection.request("GET", _target(parts), headers=headers)
-        response = connection.getresponse()
+        response = _asked(parts, port, _CappedSocket(inner, deadline, policy.max_bytes + _HEADER_BYTES), policy)
         opt_out = opted_out(response.headers, policy.robot_names, policy.opt_out_directives)
         if opt_out:
             raise Refused("opt_out", opt_out)
         if response.status in _REDIRECTS and response.headers["Location"]:
-            return urllib.parse.urljoin(url, response.headers["Location"].strip()), b"", response.headers
+            return response.headers["Location"].strip(), b"", response.headers
+        if response.status in _BUSY and (seconds := retry_after(response.headers["Retry-After"])) is not None:
+            session.hosts.ask_to_wait(host, seconds)
         if response.status != 200:
             raise Failed(f"http_{response.status}", host)
         return None, _body(response, policy.max_bytes), response.headers
     finally:
         inner.close()
+
+
+def _asked(
+    parts: urllib.parse.SplitResult, port: int, capped: _CappedSocket, policy: DownloadPolicy
+) -> http.client.HTTPResponse:
+    """The answer to one GET, its headers read."""
+    host = parts.hostname or ""
+    connection = http.client.HTTPConnection(f"[{host}]" if ":" in host else host, port)
+    connection.default_port = _DEFAULT_PORTS[parts.scheme]
+    connection.sock = capped
+    headers = {
+        "User-Agent": policy.user_agent,
+        "Accept": "image/*",
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+    }
+    connection.request("GET", _target(parts), headers=headers)
+    return connection.getresponse()
 
 
 @cache
@@ -156,7 +204,8 @@ def _target(parts: urllib.parse.SplitResult) -> str:
     return urllib.parse.quote(target, safe="/?&=%:;@+$,!~*'()[]#|\\^`{}<>\"")
 
 
-def _checked_url(url: str) -> tuple[urllib.parse.SplitResult, int]:
+def check_url(url: str) -> tuple[urllib.parse.SplitResult, int]:
+    """Its parts and port. Raises `Refused` for what we would not even look up."""
     try:
         parts = urllib.parse.urlsplit(url)
         port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
@@ -171,13 +220,16 @@ def _checked_url(url: str) -> tuple[urllib.parse.SplitResult, int]:
     return parts, port
 
 
-def _checked_addresses(host: str, port: int, policy: DownloadPolicy) -> list[Address]:
+def _checked_addresses(host: str, port: int, session: Session, deadline: float) -> list[Address]:
     """The addresses of `host`, if every one of them may be reached."""
+    policy = session.policy
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = session.names.addresses(host, port, deadline)
+    except TimeoutError:
+        raise Failed("dns", f"{host}: no answer in time") from None
     except (OSError, UnicodeError):
         raise Failed("dns", f"{host} does not resolve") from None
-    addresses = [(str(entry[4][0]), port) for entry in found]
+    addresses = [(address, port) for address in dict.fromkeys(found)]
     for address in addresses:
         if address in policy.allowed_endpoints:
             continue
@@ -188,23 +240,15 @@ def _checked_addresses(host: str, port: int, policy: DownloadPolicy) -> list[Add
     return addresses
 
 
-def is_global(address: str) -> bool:
-    """Whether an IP address is globally routable unicast. What wraps an IPv4 address (mapped, 6to4, Teredo, NAT64) is not."""
-    ip = ipaddress.ip_address(address)
-    if ip.version == 4:
-        return not any(ip in ipaddress.ip_network(network) for network in _NOT_GLOBAL_4)
-    return ip in ipaddress.ip_network(_GLOBAL_6) and not any(ip in ipaddress.ip_network(n) for n in _NOT_GLOBAL_6)
-
-
 def _connect(addresses: Sequence[Address], deadline: float) -> socket.socket:
-    """A socket to the first of the checked addresses that answers."""
-    problem: OSError = TimeoutError()
-    for address in addresses:
+    """A socket to the first of the checked addresses that answers; each has its share of the time that is left."""
+    problem = OSError("the name stands for no address")
+    for tried, address in enumerate(addresses):
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
         try:
-            return socket.create_connection(address, timeout=left)
+            return socket.create_connection(address, timeout=left / (len(addresses) - tried))
         except OSError as error:
             problem = error
     raise problem
@@ -212,7 +256,7 @@ def _connect(addresses: Sequence[Address], deadline: float) -> socket.socket:
 
 def opted_out(headers: Message, robot_names: Sequence[str], directives: Sequence[str]) -> str:
     """The header that keeps us out, or "". A directive may be scoped to a robot by name ("otherbot: noai")."""
-    if str(headers.get("tdm-reservation", "")).strip() == "1":
+    if any(value.strip() == "1" for value in headers.get_all("tdm-reservation") or []):
         return "tdm-reservation: 1"
     for value in headers.get_all("X-Robots-Tag") or []:
         ours = True

@@ -13,7 +13,10 @@ from email.message import Message
 
 import pytest
 
-from retrieve_or_generate.retrieve.guard import DownloadPolicy, Failed, Refused, fetch, is_global, opted_out
+from retrieve_or_generate.blocklist import Blocklist
+from retrieve_or_generate.retrieve.addresses import is_global
+from retrieve_or_generate.retrieve.guard import DownloadPolicy, NotFetched, Session, fetch, opted_out
+from retrieve_or_generate.retrieve.hosts import Hosts
 
 POLICY = DownloadPolicy(deadline_seconds=2.0, max_bytes=10_000, max_redirects=3)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nimage"
@@ -46,10 +49,11 @@ def serving(answer: bytes | Callable[[socket.socket], None]) -> Iterator[tuple[s
     thread.join(5)
 
 
-def outcome(url: str, policy: DownloadPolicy) -> str:
+def outcome(url: str, policy: DownloadPolicy | Session) -> str:
+    session = policy if isinstance(policy, Session) else Session(policy)
     try:
-        return fetch(url, policy)[0].decode(errors="replace")
-    except (Refused, Failed) as error:
+        return fetch(url, session)[0].decode(errors="replace")
+    except NotFetched as error:
         return str(error)
 
 
@@ -102,18 +106,68 @@ def test_no_spelling_of_loopback_is_connected_to(host: str, monkeypatch: pytest.
     assert asked == []
 
 
-def test_one_address_of_many_that_is_not_global_refuses_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("8.8.8.8", "10.0.0.1")]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: entries)
-    assert outcome("http://pictures.example/a.jpg", POLICY) == "refused address: 10.0.0.1 is not global"
+def test_one_address_of_many_that_is_not_global_refuses_the_name() -> None:
+    policy = replace(POLICY, resolver=lambda host, port: ["8.8.8.8", "10.0.0.1"])
+    assert outcome("http://pictures.example/a.jpg", policy) == "refused address: 10.0.0.1 is not global"
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ([], "failed connection: the name stands for no address"),
+        (["no address"], "refused address: no address is not global"),
+        (["fe80::1%eth0"], "refused address"),
+        (OSError("SERVFAIL"), "failed dns: pictures.example does not resolve"),
+        (UnicodeError("label too long"), "failed dns"),
+        (TimeoutError(), "failed dns: pictures.example: no answer in time"),
+    ],
+)
+def test_answers_of_a_resolver(answer: list[str] | Exception, told: str) -> None:
+    def resolver(host: str, port: int) -> list[str]:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert outcome("http://pictures.example/a.jpg", replace(POLICY, resolver=resolver)).startswith(told)
+
+
+def test_a_look_up_that_never_ends_is_given_up() -> None:
+    asked, over = [], threading.Event()
+
+    def resolver(host: str, port: int) -> list[str]:
+        asked.append(host)
+        over.wait(5)
+        return ["8.8.8.8"]
+
+    session, started = Session(replace(POLICY, resolver=resolver, dns_seconds=0.2)), time.monotonic()
+    for _ in range(2):
+        assert outcome("http://pictures.example/", session) == "failed dns: pictures.example: no answer in time"
+    assert time.monotonic() - started < 1.5
+    assert asked == ["pictures.example"], "one look-up of a name at a time"
+    over.set()
+
+
+def test_a_name_is_looked_up_once_and_one_that_failed_again() -> None:
+    asked = []
+
+    def resolver(host: str, port: int) -> list[str]:
+        asked.append(host)
+        if len(asked) == 1:
+            raise OSError("SERVFAIL")
+        return ["10.0.0.1"]
+
+    session = Session(replace(POLICY, resolver=resolver))
+    told = [outcome("http://pictures.example/", session).partition(":")[0] for _ in range(4)]
+    assert told == ["failed dns", *["refused address"] * 3]
+    assert len(asked) == 2
 
 
 def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that resolves to something else at the second look-up (DNS rebinding) is not looked up a second time."""
     with serving(OK) as (url, policy, asked):
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
-        answers = iter([[(socket.AF_INET, socket.SOCK_STREAM, 6, "", address)]])
-        monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **k: next(answers))
+        answers = iter([["127.0.0.1"]])
+        policy = replace(policy, resolver=lambda host, port: next(answers))
         connect = socket.create_connection
         monkeypatch.setattr(socket, "create_connection", lambda to, **k: connected(to, address, connect))
         assert outcome(f"http://pictures.example:{address[1]}/a.jpg", policy) == "image"
@@ -125,6 +179,24 @@ def connected(to: tuple[str, int], wanted: tuple[str, int], connect: Callable[..
     inner = socket.socket()
     inner.connect(to)
     return inner
+
+
+def test_a_dead_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(OK) as (url, policy, _):
+        port = int(url.rpartition(":")[2])
+        endpoints = policy.allowed_endpoints | {("127.0.0.2", port)}
+        policy = replace(policy, allowed_endpoints=endpoints, resolver=lambda host, _: ["127.0.0.2", "127.0.0.1"])
+        connect, patience = socket.create_connection, list[float]()
+
+        def slow(to: tuple[str, int], timeout: float) -> socket.socket:
+            patience.append(timeout)
+            if to[0] == "127.0.0.2":
+                raise TimeoutError
+            return connect(to, timeout=timeout)
+
+        monkeypatch.setattr(socket, "create_connection", slow)
+        assert outcome(f"http://pictures.example:{port}/", policy) == "image"
+    assert patience[0] <= policy.deadline_seconds / 2 < patience[1]
 
 
 @pytest.mark.parametrize(
@@ -144,11 +216,73 @@ def test_urls_that_are_refused_before_any_look_up(url: str, told: str) -> None:
     assert outcome(url, POLICY).startswith(told)
 
 
-def test_a_port_that_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        socket, "getaddrinfo", lambda *a, **k: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("8.8.8.8", 22))]
-    )
-    assert outcome("http://pictures.example:22/", POLICY) == "refused port: 22"
+def test_a_port_that_is_not_listed() -> None:
+    policy = replace(POLICY, resolver=lambda host, port: ["8.8.8.8"])
+    assert outcome("http://pictures.example:22/", policy) == "refused port: 22"
+
+
+def test_a_blocked_url_is_refused_on_every_hop_before_a_socket_opens() -> None:
+    with (
+        serving(OK) as (last, policy, asked),
+        serving(answering("302 Found", f"Location: {last}/%61.jpg", body=b"")) as (first, first_policy, _),
+    ):
+        policy = replace(policy, allowed_endpoints=policy.allowed_endpoints | first_policy.allowed_endpoints)
+        assert outcome(f"{first}/start", policy) == "image"
+        session = Session(policy, Blocklist.of([last.upper().replace("HTTP", "https") + "/a.jpg"]))
+        assert outcome(f"{first}/start", session) == "blocked hop: a URL on its way is on the blocklist"
+        assert outcome(f"{last}/a.jpg", session).startswith("blocked hop")
+    assert len(asked) == 1
+
+
+def test_a_host_that_asks_to_wait_is_left_alone_meanwhile() -> None:
+    for status, header, asks in [
+        ("429 Too Many", "Retry-After: 1", True),
+        ("503 Busy", "Retry-After: Wed, 21 Oct 2099 07:28:00 GMT", True),
+        ("503 Busy", "Retry-After: Wed, 21 Oct 2015 07:28:00 GMT", False),
+        ("503 Busy", "Retry-After: soon", False),
+        ("503 Busy", "Retry-After: -1", False),
+        ("404 Not Found", "Retry-After: 100", False),
+    ]:
+        with serving(answering(status, header)) as (url, policy, asked):
+            session = Session(policy)
+            assert outcome(url, session) == f"failed http_{status[:3]}: 127.0.0.1"
+            told = outcome(url, session)
+            assert told == (
+                "failed rate_limited: 127.0.0.1 asked us to wait" if asks else f"failed http_{status[:3]}: 127.0.0.1"
+            )
+            assert len(asked) == (1 if asks else 2)
+
+
+def test_what_a_host_asks_for_is_over_in_time() -> None:
+    hosts = Hosts(1)
+    hosts.ask_to_wait("slow.example", 0.1)
+    assert 0 < hosts.wait("slow.example") <= 0.1
+    assert hosts.shortest_wait(["slow.example"]) > 0
+    assert hosts.shortest_wait(["slow.example", "other.example"]) == hosts.shortest_wait([]) == 0
+    time.sleep(0.11)
+    assert hosts.wait("slow.example") == 0
+
+
+def test_few_connections_to_one_host_at_a_time() -> None:
+    hosts, most, lock = Hosts(2), {"now": 0, "ever": 0}, threading.Lock()
+
+    def ask() -> None:
+        with hosts.place("one.example"):
+            with lock:
+                most["now"] += 1
+                most["ever"] = max(most["ever"], most["now"])
+            time.sleep(0.02)
+            with lock:
+                most["now"] -= 1
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    with hosts.place("other.example") as waited:
+        assert waited < 0.5
+    for thread in threads:
+        thread.join()
+    assert most["ever"] == 2
 
 
 @pytest.mark.parametrize(

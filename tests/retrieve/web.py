@@ -13,26 +13,33 @@ from retrieve_or_generate.retrieve.download import DownloadPolicy
 
 @contextmanager
 def web(pictures: Mapping[str, bytes]) -> Iterator[tuple[str, DownloadPolicy, list[str]]]:
-    """Serve `pictures` by path, and `/redirect`, `/noai`, `/slow`, `/huge`; anything else is 404.
+    """Serve `pictures` by path, and `/redirect`, `/noai`, `/slow`, `/huge`, `/to/PATH` (leads to PATH); anything else is 404.
 
-    Gives the base URL, a policy that may reach it, and the paths that were asked for.
+    A path that ends in `?busy=N` is answered 503 the first N times, and one in `?later=N` 429 with Retry-After 1. Gives the base
+    URL, a policy that may reach it, and the paths that were asked for.
     """
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
-            if self.path == "/redirect":
+            path, _, query = self.path.partition("?")
+            how, _, times = query.partition("=")
+            if how in ("busy", "later") and asked.count(self.path) <= int(times):
+                return self.answer(503) if how == "busy" else self.answer(429, **{"Retry-After": "1"})
+            if path == "/redirect":
                 return self.answer(302, Location="file:///etc/passwd")
-            if self.path == "/noai":
+            if path.startswith("/to/"):
+                return self.answer(302, Location=self.path.removeprefix("/to"))
+            if path == "/noai":
                 return self.answer(200, b"x", **{"X-Robots-Tag": "max-snippet: 1, noai"})
-            if self.path == "/huge":
+            if path == "/huge":
                 return self.answer(200, b"x" * 200_000)
-            if self.path == "/slow":
+            if path == "/slow":
                 time.sleep(2)
                 return None
-            if self.path in pictures:
-                return self.answer(200, pictures[self.path], **{"Content-Type": "image/jpeg"})
+            if path in pictures:
+                return self.answer(200, pictures[path], **{"Content-Type": "image/jpeg"})
             return self.answer(404)
 
         def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
@@ -59,7 +66,11 @@ def web(pictures: Mapping[str, bytes]) -> Iterator[tuple[str, DownloadPolicy, li
         yield (
             f"http://127.0.0.1:{port}",
             DownloadPolicy(
-                threads=4, deadline_seconds=1.0, max_bytes=100_000, allowed_endpoints=frozenset({("127.0.0.1", port)})
+                threads=4,
+                deadline_seconds=1.0,
+                retry_seconds=0.05,
+                max_bytes=100_000,
+                allowed_endpoints=frozenset({("127.0.0.1", port)}),
             ),
             asked,
         )
