@@ -23,12 +23,18 @@ METRICS = {"linear_probe_accuracy": "linear-probe accuracy", "zero_shot_accuracy
 REASON_WORDS = {
     "nsfw": "tagged NSFW",
     "unsafe": "unsafe",
+    "blocked": "on the blocklist",
+    "refused": "refused, by the site or by us",
     "dead_link": "dead link",
+    "mismatch": "other bytes than the pool knows",
+    "placeholder": "placeholder",
     "undecodable": "not decodable",
     "contaminated": "copy of a val or test image",
     "duplicate": "copy within the set",
     "clip_score": "low CLIP score",
     "class_cap": "class already full",
+    "short_class": "class too small, left out",
+    "takedown": "taken down",
 }
 
 
