@@ -7,14 +7,15 @@ PYTHON ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help compare test check format clean
+.PHONY: help compare test check format interop clean
 
 help:
 	@echo "make compare   install into .venv if needed, run 'rog compare --seeds 3' on the pocket world, print the verdict"
 	@echo "make test      install the test extra if needed, run the test suite"
 	@echo "make check     formatting, lint, types, import layers"
 	@echo "make format    let ruff format and fix the code"
-	@echo "make clean     remove .venv and the tools' caches; results under runs/ stay"
+	@echo "make interop   install the real clip-retrieval into .venv-interop if needed, test rog against it"
+	@echo "make clean     remove .venv, .venv-interop and the tools' caches; results under runs/ stay"
 
 compare: .venv/.installed
 	$(BIN)/rog compare --seeds 3
@@ -32,8 +33,11 @@ format: .venv/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+interop: .venv/.installed-test .venv-interop/.installed
+	$(BIN)/python -m pytest -m interop tests/interop $(PYTEST)
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-interop .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	@for candidate in $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 python3); do \
@@ -55,3 +59,10 @@ $(BIN)/python:
 	@echo "installing the pinned set of constraints.txt and the test tools into .venv (about 3 minutes, 8 GB)"
 	$(INSTALL) -e '.[test]'
 	@touch .venv/.installed $@
+
+# clip-retrieval and rog exclude each other's libraries, so it has an environment of its own.
+.venv-interop/.installed: tests/interop/constraints.txt | $(BIN)/python
+	@echo "installing clip-retrieval into .venv-interop (about 3 minutes, 7 GB)"
+	$(BIN)/python -m venv .venv-interop
+	.venv-interop/bin/python -m pip install --quiet --disable-pip-version-check -c $< clip-retrieval setuptools
+	@touch $@

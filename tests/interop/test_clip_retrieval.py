@@ -1,0 +1,122 @@
+"""rog and the real clip-retrieval read each other's folders and find the same neighbours (make interop)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sidecar import ClipRetrieval
+
+from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.models import Clip, image_features, text_features
+from retrieve_or_generate.pixels import decode_all
+from retrieve_or_generate.pool.layout import Modality, Pool, open_pool
+from retrieve_or_generate.pool.scan import scan
+from retrieve_or_generate.retrieve.remote import Neighbour, ServicePolicy, query_service, service_indexes
+
+pytestmark = pytest.mark.interop
+POLICY = ServicePolicy(timeout_seconds=120)
+TEXTS = ("a photo of a cat", "two dogs on a sofa", "a red bicycle, 1990")
+K = 12
+
+
+@dataclass(frozen=True)
+class World:
+    """`theirs` was embedded by clip-retrieval, `ours` by rog; the service has an index of either, made by clip-retrieval."""
+
+    theirs: Pool
+    ours: Pool
+    url: str
+
+
+def write_pool(folder: Path, clip: Clip, images: list[Path]) -> Path:
+    """A pool with image and text embeddings in two shards."""
+    captions = [f"picture number {number} of a series" for number in range(len(images))]
+    vectors = {
+        "img_emb": image_features(clip, decode_all([path.read_bytes() for path in images], clip.image_size)),
+        "text_emb": text_features(clip, captions),
+    }
+    half = len(images) // 2
+    for number, part in enumerate((slice(None, half), slice(half, None))):
+        for name, features in vectors.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            np.save(folder / name / f"{name}_{number:04d}.npy", features[part].astype(np.float16))
+        (folder / "metadata").mkdir(exist_ok=True)
+        table = {"url": [f"http://pictures/{path.name}" for path in images[part]], "caption": captions[part]}
+        pq.write_table(pa.table(table), folder / f"metadata/metadata_{number:04d}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(
+    image_folder: Path, clip: Clip, clip_retrieval: ClipRetrieval, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("world")
+    clip_retrieval.inference(str(image_folder), folder / "theirs", "--enable_text", "False")
+    theirs = open_pool(str(folder / "theirs"))
+    ours = open_pool(str(write_pool(folder / "ours", clip, sorted(image_folder.rglob("*.*")))))
+    for pool in (theirs, ours):
+        clip_retrieval.index(pool.folder, folder / f"index of {pool.name}")
+    indexes = {pool.name: folder / f"index of {pool.name}" for pool in (theirs, ours)}
+    with clip_retrieval.back(indexes, folder) as url:
+        yield World(theirs, ours, url)
+
+
+def assert_exact(found: list[list[Neighbour]], pool: Pool, xq: np.ndarray, modality: Modality = "image") -> None:
+    """The service's answers are the exact neighbours in the pool's files."""
+    D, I = scan(xq, [pool.embeddings(shard, modality) for shard in pool.shards], K)  # noqa: E741
+    assert [[row["id"] for row in rows] for rows in found] == I.tolist()
+    assert np.array([[row["similarity"] for row in rows] for rows in found]) == pytest.approx(D, abs=1e-6)
+
+
+def test_rog_reads_what_clip_retrieval_embedded(world: World, clip: Clip, image_folder: Path) -> None:
+    pool = world.theirs
+    assert (pool.rows, pool.dim) == (48, clip.embed_dim)
+    paths = [Path(path) for path in pool.metadata(columns=("key",))["key"].to_pylist()]
+    assert paths == sorted(image_folder.rglob("*.*"))
+    features = image_features(clip, decode_all([path.read_bytes() for path in paths], clip.image_size))
+    stored = np.asarray(pool.embeddings(pool.shards[0], "image"), np.float32)
+    cosine = (features * stored).sum(axis=1) / np.linalg.norm(stored, axis=1)
+    assert cosine.min() > 0.999
+
+
+def test_the_service_and_the_scan_find_the_same_for_an_embedding(world: World, clip: Clip) -> None:
+    xq = text_features(clip, [f"{text}, number {n}" for text in TEXTS for n in range(5)])
+    found = query_service(world.url, embeddings=xq, k=K, index="theirs", policy=POLICY)
+    assert_exact(found, world.theirs, xq)
+
+
+def test_the_service_and_the_scan_find_the_same_for_a_text(world: World, clip: Clip) -> None:
+    found = query_service(world.url, texts=TEXTS, k=K, index="theirs", policy=POLICY)
+    assert_exact(found, world.theirs, text_features(clip, TEXTS))
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_clip_retrieval_serves_a_pool_that_rog_wrote(modality: Modality, world: World, clip: Clip) -> None:
+    found = query_service(world.url, texts=TEXTS, k=K, index="ours", modality=modality, policy=POLICY)
+    assert_exact(found, world.ours, text_features(clip, TEXTS), modality)
+    for row in found[0]:
+        told = world.ours.metadata([row["id"]], ("url", "caption")).to_pylist()[0]
+        assert {"url": row["url"], "caption": row["caption"]} == told
+
+
+def test_near_copies_go_only_when_asked(world: World) -> None:
+    plain, unique = (
+        query_service(world.url, texts=TEXTS[:1], k=48, index="ours", deduplicate=drop, policy=POLICY)[0]
+        for drop in (False, True)
+    )
+    assert sorted(row["id"] for row in plain) == list(range(48))
+    assert {row["id"] for row in plain} - {row["id"] for row in unique} in ({0}, {47}), "the last is nearly the first"
+
+
+def test_what_the_service_does_not_have(world: World) -> None:
+    assert service_indexes(world.url, POLICY) == ["theirs", "ours"]
+    with pytest.raises(UsageError, match=r"has several indexes \(theirs, ours\); name one"):
+        query_service(world.url, texts=TEXTS, k=K, policy=POLICY)
+    with pytest.raises(UsageError, match=r"answers 500: .*an index without embeddings of that modality does this"):
+        query_service(world.url, texts=TEXTS, k=K, index="theirs", modality="text", policy=POLICY)
