@@ -224,6 +224,35 @@ def status(run: Path) -> dict[str, Any]:
     }
 
 
+def embed(
+    source: Path,
+    out: Path,
+    model: str = "pocket",
+    device: str = "cpu",
+    jobs: int | None = None,
+    batch_size: int = 256,
+    captions: bool | None = None,
+    images: bool = True,
+    precision: str = "float32",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Make a pool in `out` of webdataset shards, a folder of images, or tables of what was downloaded; what its seal records.
+
+    `captions` None embeds them where the source has some. Without `images` the pool keeps no copy of them. `precision` of the
+    model's products: float32, bfloat16 or float16.
+
+    Raises:
+        UsageError: nothing to embed, unknown model, or `out` holds something else. IntegrityError: a damaged tar or table.
+    """
+    from retrieve_or_generate.models import load_clip
+    from retrieve_or_generate.pool.embed import EmbedSettings, embed_pool
+
+    settings = EmbedSettings(captions=captions, images=images, precision=precision)
+    clip = load_clip(model, check_device(device))
+    told = _named(progress, f"embed {source.name}, bytes")
+    return embed_pool(source, out, clip, settings=settings, batch_size=batch_size, jobs=jobs, progress=told)
+
+
 def build_index(recipe: str, out: Path | None = None, pool: str | None = None) -> Path:
     """Build the index of a recipe (a name in `indexes/`, or a file) over `pool`, by default the recipe's; its folder.
 

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from retrieve_or_generate import __version__
-from retrieve_or_generate.cli import index, records, stages
+from retrieve_or_generate.cli import embed, index, records, stages
 from retrieve_or_generate.endings import exit_code
 
 app = typer.Typer(name="rog", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -29,11 +29,11 @@ _VERBS: tuple[Callable[..., None], ...] = (
     records.models,
     records.doctor,
 )
-_INDEX_VERBS: tuple[Callable[..., None], ...] = (index.build, index.verify, index.search)
+_INDEX_VERBS: tuple[Callable[..., None], ...] = (embed.embed, index.build, index.verify, index.search)
 
 for _verb in _VERBS:
     app.command()(_verb)
-_index = typer.Typer(rich_markup_mode=None, help="Build, check and search FAISS indexes of a pool.")
+_index = typer.Typer(rich_markup_mode=None, help="Make pools, and build, check and search their FAISS indexes.")
 for _verb in _INDEX_VERBS:
     _index.command()(_verb)
 app.add_typer(_index, name="index")
