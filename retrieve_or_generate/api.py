@@ -7,6 +7,7 @@ and how many there are. `device` is cpu, cuda or cuda:N.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     from retrieve_or_generate.finetune import LabelledImages, Trial
     from retrieve_or_generate.image_set import ImageSet
     from retrieve_or_generate.models import Clip
-    from retrieve_or_generate.pool.index import IndexRecipe
+    from retrieve_or_generate.pool.footprint import Footprint
+    from retrieve_or_generate.pool.index import Index
+    from retrieve_or_generate.pool.layout import Pool
     from retrieve_or_generate.pool.verify import PoolCheck
+    from retrieve_or_generate.takedown import Takedown
     from retrieve_or_generate.tasks import Task
 
 POCKET = Experiment()
@@ -253,61 +257,144 @@ def embed(
     return embed_pool(source, out, clip, settings=settings, batch_size=batch_size, jobs=jobs, progress=told)
 
 
-def build_index(recipe: str, out: Path | None = None, pool: str | None = None) -> Path:
+def build_index(
+    recipe: str,
+    out: Path | None = None,
+    pool: str | None = None,
+    progress: Progress | None = None,
+    told: Callable[[Footprint], None] | None = None,
+) -> Path:
     """Build the index of a recipe (a name in `indexes/`, or a file) over `pool`, by default the recipe's; its folder.
 
-    Without `out` it lies beside the pool, where `retrieve` with `engine: index` looks for it.
+    Without `out` it lies beside the pool, where `retrieve` with `engine: index` looks for it. `told` hears what memory and disk it
+    takes before anything is built. A build that was interrupted goes on where it was.
 
     Raises:
-        UsageError: unknown recipe or pool, one that is not for the other, or `out` holds something else.
+        UsageError: unknown recipe or pool, one that is not for the other, too little memory or disk, or `out` holds something else.
     """
     from retrieve_or_generate.pool import index
+    from retrieve_or_generate.pool.footprint import pool_footprint
     from retrieve_or_generate.pool.layout import open_pool
 
     wanted = index.load_recipe(recipe)
     over = open_pool(pool or wanted.pool)
-    return index.build_index(over, wanted, out or over.folder / "indices" / wanted.name)
+    wanted.check(over)
+    if told:
+        told(pool_footprint(wanted, over))
+    rows = _named(progress, f"index {wanted.name}")
+    return index.build_index(over, wanted, out or over.folder / "indices" / wanted.name, rows)
 
 
 def search_index(
-    folder: Path, query: str, pool: str | None = None, k: int = 10, nprobe: int | None = None
-) -> list[dict[str, Any]]:
-    """The `k` rows nearest to the words of `query` among those the index finds, best first, with caption and URL."""
-    from retrieve_or_generate.models import load_clip, text_features
-    from retrieve_or_generate.pool import index
-    from retrieve_or_generate.pool.layout import open_pool
+    folder: Path,
+    query: str,
+    pool: str | None = None,
+    k: int = 10,
+    nprobe: int | None = None,
+    recipe: str | None = None,
+) -> dict[str, Any]:
+    """`results`: the `k` rows nearest to the words of `query` among those the index finds, best first, with caption and URL.
 
-    recipe = _recipe_of(folder)
-    searched = open_pool(pool or recipe.pool)
-    D, I = index.search_index(folder, searched, text_features(load_clip(recipe.model), [query]), k, nprobe=nprobe)  # noqa: E741
+    `recall`: what share of the true neighbours this index was measured to find. `recipe` says what a published index is.
+
+    Raises:
+        UsageError: no such index or pool, or its recall is unknown and takes long to measure.
+    """
+    from retrieve_or_generate.models import load_clip, text_features
+    from retrieve_or_generate.pool import index, planner
+
+    opened, searched = _open_index(folder, pool, recipe)
+    clip = load_clip(opened.recipe.model)
+    recall = planner.known_recall(
+        opened, searched, k, lambda: text_features(clip, _drawn_captions(searched, index.LEAST_QUERIES)), nprobe
+    )
+    D, I = index.search_index(opened, searched, text_features(clip, [query]), k, nprobe=nprobe)  # noqa: E741
     rows = I[0][I[0] >= 0]
     told = searched.metadata(rows, ("caption", "url")).to_pylist()
-    return [{"row": int(row), "similarity": float(d), **more} for row, d, more in zip(rows, D[0], told, strict=False)]
+    found = [{"row": int(row), "similarity": float(d), **more} for row, d, more in zip(rows, D[0], told, strict=False)]
+    return {"results": found, "recall": recall.model_dump()}
 
 
-def _recipe_of(folder: Path) -> IndexRecipe:
-    from retrieve_or_generate.pool.index import INDEX_SEAL, IndexRecipe
-    from retrieve_or_generate.store import read_seal
+def index_recall(
+    folder: Path,
+    pool: str | None = None,
+    k: int = 100,
+    queries: int = 200,
+    nprobe: int | None = None,
+    recipe: str | None = None,
+    texts: Path | None = None,
+) -> dict[str, Any]:
+    """`recall_at_k`: share of the true `k` nearest rows that the index finds, over captions drawn from the pool or `texts`' lines.
 
-    record = read_seal(folder, INDEX_SEAL, verify=False)
-    if record is None:
-        raise UsageError(f"{folder}: no finished index (no {INDEX_SEAL}); rog index build makes one")
-    return IndexRecipe.model_validate(record["recipe"])
+    The number is kept with the index. `rows_found`: share of sampled rows that are found by their own embeddings. Every byte of an
+    index of ours is compared with its checksum first.
 
-
-def index_recall(folder: Path, pool: str | None = None, k: int = 100, queries: int = 200) -> float:
-    """Share of the true `k` nearest rows that the index finds, over captions drawn from the pool by seed."""
+    Raises:
+        UsageError: no such index or pool, or the index numbers other rows. IntegrityError: a file changed, or cannot be read.
+    """
     from retrieve_or_generate.models import load_clip, text_features
     from retrieve_or_generate.pool import index
+
+    opened, searched = _open_index(folder, pool, recipe, verify=True)
+    own = index.self_found(opened, searched)
+    if own < _ROWS_FOUND:
+        raise UsageError(
+            f"{folder}: finds {own:.0%} of the rows of {searched.folder} by their own embeddings: it numbers other rows, or in "
+            "another order"
+        )
+    asked = _lines(texts) if texts else _drawn_captions(searched, queries)
+    recall = index.measure_recall(opened, searched, text_features(load_clip(opened.recipe.model), asked), k, nprobe)
+    return {"recall_at_k": recall, "k": k, "queries": len(asked), "rows_found": own}
+
+
+_ROWS_FOUND = 0.2  # of those asked for by their own embedding; with rows in another order next to none are
+
+
+def _open_index(folder: Path, pool: str | None, recipe: str | None, verify: bool | None = None) -> tuple[Index, Pool]:
+    from retrieve_or_generate.pool.index import INDEX_SEAL, load_recipe, open_index
     from retrieve_or_generate.pool.layout import open_pool
+    from retrieve_or_generate.store import read_seal
+
+    wanted = load_recipe(recipe) if recipe else None
+    record = read_seal(folder, INDEX_SEAL, verify=False)
+    known = pool or (wanted.pool if wanted else record and record.get("recipe", {}).get("pool"))
+    if not known:
+        raise UsageError(f"{folder}: no finished index (no {INDEX_SEAL}); of a published one name the pool with --pool")
+    searched = open_pool(known)
+    opened = open_index(folder, searched, wanted, verify)
+    if opened.recipe.model == "unknown":
+        raise UsageError(
+            f"{folder}: which model embedded {searched.folder} is not recorded; name a recipe that says so (--recipe)"
+        )
+    return opened, searched
+
+
+def _drawn_captions(pool: Pool, count: int) -> list[str]:
+    """Captions of the pool, drawn by seed from equal stretches of it."""
     from retrieve_or_generate.seeds import generator_for
 
-    recipe = _recipe_of(folder)
-    searched = open_pool(pool or recipe.pool)
-    drawn = generator_for("index", "recall").permutation(searched.rows)[:queries]
-    captions = searched.metadata(drawn, ("caption",))["caption"].to_pylist()
-    xq = text_features(load_clip(recipe.model), [caption or "" for caption in captions])
-    return index.measure_recall(folder, searched, xq, k)
+    count = min(count, pool.rows)
+    edges = [pool.rows * place // count for place in range(count + 1)]
+    drawn = generator_for("index", "recall").integers(edges[:-1], edges[1:])
+    return [caption or "" for caption in pool.metadata(drawn, ("caption",))["caption"].to_pylist()]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a text file ({error})") from None
+
+
+def takedown(hash: str, folders: tuple[Path, ...], pool: str | None = None, progress: Progress | None = None) -> Takedown:
+    """Remove the image with this sha256 or md5, or all that came from this URL, from all below `folders` and from `pool`.
+
+    Raises:
+        UsageError: no hash, or a folder that is not there or in use.
+    """
+    from retrieve_or_generate.takedown import takedown as take
+
+    return take(hash, folders, pool, progress)
 
 
 def verify(path: Path) -> tuple[int, int]:

@@ -194,8 +194,8 @@ def test_an_index_is_built_checked_and_searched(tmp_path: Path, capsys: pytest.C
     rows = told(capsys)["results"]
     assert len(rows) == 3
     assert rows[0]["similarity"] >= rows[2]["similarity"]
-    (tmp_path / "index" / "index.faiss").write_bytes(b"damaged")
-    assert "index.faiss" in refused(capsys, "index", "verify", folder, code=4)
+    (tmp_path / "index" / "populated.index").write_bytes(b"damaged")
+    assert "populated.index" in refused(capsys, "index", "verify", folder, code=4)
 
 
 @pytest.mark.parametrize(

@@ -22,60 +22,91 @@ def build(
 ) -> None:
     """Build the FAISS index of a recipe over a pool.
 
-    Beside the pool, rog retrieve --set retrieve.engine=index finds it.
+    Says first what memory and disk it takes, and refuses where this machine has less. Beside the pool, rog retrieve --set
+    retrieve.engine=index finds it. An interrupted build goes on where it was.
 
     \b
     Example:  rog index build pocket --out runs/indexes/pocket
     """
     from retrieve_or_generate import api
+    from retrieve_or_generate.progress import ProgressLine
 
-    folder = api.build_index(recipe, out, pool)
+    folder = api.build_index(
+        recipe, out, pool, ProgressLine(), lambda stated: typer.echo(f"{recipe}: {stated}", err=True)
+    )
     emit(str(folder), {"out": folder}, as_json)
 
 
+IndexPlace = Annotated[
+    Path, typer.Argument(metavar="INDEX", help="folder that rog index build wrote, or a published index")
+]
+PublishedRecipe = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="RECIPE", help="what a published index is: recipe or file", show_default=False),
+]
+Nprobe = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="lists to visit; default: the recipe's", show_default=False)
+]
+
+
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder that rog index build wrote")],
+    folder: IndexPlace,
     pool: Pool = None,
+    recipe: PublishedRecipe = None,
     k: Annotated[int, typer.Option("-k", min=1, metavar="K", help="neighbours per query")] = 100,
     queries: Annotated[int, typer.Option(min=100, metavar="N", help="captions of the pool to search for")] = 200,
+    texts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="search for its lines instead, a hundred at least", show_default=False),
+    ] = None,
+    nprobe: Nprobe = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check an index's bytes and measure its recall.
+    """Check an index and measure its recall, which its answers then carry.
 
-    Recall is the share of the true K nearest that the index finds, against exact search.
+    Every byte of an index of ours is compared with its checksum; one that was published is read in a process of its own. Its
+    rows must be the pool's: as many, and found by their own embeddings. Recall is the share of the true K nearest that it finds,
+    against exact search.
 
     \b
     Example:  rog index verify runs/indexes/pocket -k 100
+              rog index verify /data/laion2B-en-imagePQ128 --recipe laion2b-image --pool /data/laion2B-en --texts prompts.txt
     """
     from retrieve_or_generate import api
 
     try:
-        recall = api.index_recall(folder, pool, k, queries)
+        found = api.index_recall(folder, pool, k, queries, nprobe, recipe, texts)
     except IntegrityError as error:
         raise DamageFoundError(str(error)) from error
-    text = f"{folder}: as recorded; it finds {recall:.1%} of the true {k} nearest, over {queries} captions"
-    emit(text, {"recall_at_k": recall, "k": k, "queries": queries}, as_json)
+    over = "lines" if texts else "captions"
+    text = (
+        f"{folder}: as recorded; {found['rows_found']:.0%} of its rows are found by their own embeddings; it finds "
+        f"{found['recall_at_k']:.1%} of the true {k} nearest, over {found['queries']} {over}"
+    )
+    emit(text, found, as_json)
 
 
 def search(
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder that rog index build wrote")],
+    folder: IndexPlace,
     query: Annotated[str, typer.Argument(help="words to search for")],
     pool: Pool = None,
+    recipe: PublishedRecipe = None,
     k: Annotated[int, typer.Option("-k", min=1, metavar="K", help="neighbours")] = 10,
-    nprobe: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="lists to visit; default: the recipe's", show_default=False)
-    ] = None,
+    nprobe: Nprobe = None,
     as_json: AsJson = False,
 ) -> None:
     """Search a pool through its index.
 
-    Prints similarity (cosine, scored exactly), row, caption and URL of the nearest rows.
+    Prints similarity (cosine, scored exactly), row, caption and URL of the nearest rows, and last the recall that goes with them.
 
     \b
     Example:  rog index search runs/indexes/pocket "a photo of a falcon" -k 5
     """
     from retrieve_or_generate import api
 
-    rows = api.search_index(folder, query, pool, k, nprobe)
-    lines = ["{similarity:.4f}  {row:>10}  {caption}  {url}".format(**row) for row in rows]
-    emit("\n".join(lines), {"results": rows}, as_json)
+    found = api.search_index(folder, query, pool, k, nprobe, recipe)
+    lines = ["{similarity:.4f}  {row:>10}  {caption}  {url}".format(**row) for row in found["results"]]
+    recall = "the index finds {recall_at_k:.1%} of the true {k} nearest, measured over {queries} queries".format(
+        **found["recall"]
+    )
+    emit("\n".join([*lines, recall]), found, as_json)

@@ -1,177 +1,211 @@
-"""A FAISS index over a pool's embeddings: built from a recipe, searched from disk, its answers scored exactly.
+"""A FAISS index over a pool's embeddings: searched from disk, its answers scored exactly, its recall measured.
 
-Reads a pool and a recipe (`indexes/NAME.yaml`); writes `index.faiss` and, last, `index.json` with its sha256: a damaged index still
-answers, only wrongly, so nothing but a checksum tells. An index is approximate. `measure_recall` says by how much, against the
-exact scan; the number belongs into the recipe.
+Reads what `build.py` wrote (`index.json` names every file with its sha256: a damaged index still answers, only wrongly, so nothing
+but a checksum tells) or what others published (`published.py`). An index is approximate. `measure_recall` says by how much, against
+the exact scan, and keeps the number: beside an index of ours as `measured.json`, for a published one in the cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from retrieve_or_generate.errors import IntegrityError, UsageError, unknown_name
-from retrieve_or_generate.pool.layout import Modality, Pool
+from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.pool.build import INDEX_SEAL, build_index
+from retrieve_or_generate.pool.faiss_files import INDEX, LISTS, search_parameters
+from retrieve_or_generate.pool.layout import Modality, Pool, PoolShard
+from retrieve_or_generate.pool.published import (
+    fingerprint,
+    index_files,
+    published_modality,
+    read_published,
+    sampled,
+    try_reading,
+)
+from retrieve_or_generate.pool.recipe import LEAST_QUERIES, RECIPES, IndexRecipe, Measured, Recall, load_recipe
 from retrieve_or_generate.pool.scan import pair_scores, scan
 from retrieve_or_generate.pool.vectors import vectors
-from retrieve_or_generate.store import content_key, durable_file, locked, read_seal, remove_leftovers, seal
+from retrieve_or_generate.store import cache_folder, check_files, content_key, read_json, read_seal, write_json
 
-RECIPES = Path(__file__).parents[1] / "indexes"
-INDEX, INDEX_SEAL = "index.faiss", "index.json"
-LEAST_QUERIES = 100
-_VERSION = 1  # part of the key: raise when the same recipe gives another index
-_ADD_ROWS = 65536
+__all__ = [
+    "INDEX",
+    "INDEX_SEAL",
+    "LEAST_QUERIES",
+    "LISTS",
+    "RECIPES",
+    "Index",
+    "IndexRecipe",
+    "Measured",
+    "Recall",
+    "build_index",
+    "load_recipe",
+    "measure_recall",
+    "open_index",
+    "packed",
+    "recorded_recall",
+    "search_index",
+    "self_found",
+]
 
+Allowed = Callable[[PoolShard], np.ndarray | None] | np.ndarray
+"""Rows that may be found: a mask (rows,) bool for each shard (None: all of it), all of them at once, or `packed` bits."""
 
-class Recall(BaseModel):
-    """What was measured with the recipe's own nprobe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    k: int = Field(ge=1)
-    queries: int = Field(ge=LEAST_QUERIES)
-    recall_at_k: float = Field(ge=0, le=1, description="share of the true k that was found")
-
-
-class IndexRecipe(BaseModel):
-    """How an index is built and searched; what it indexes and how good it turned out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-    name: str
-    pool: str
-    model: str = Field(description="embedding model of the pool")
-    modality: Modality
-    factory_string: str = Field(description="for faiss.index_factory")
-    nprobe: int = Field(ge=1, description="lists visited per query")
-    train_rows: int = Field(ge=1, description="rows that the quantisers are trained on, drawn by seed")
-    seed: int = 0
-    recall: tuple[Recall, ...] = ()
-
-    def key(self, pool: Pool) -> str:
-        """What the index file follows from; nprobe and recall are about searching it."""
-        return content_key([_VERSION, pool.fingerprint, self.model_dump(exclude={"name", "nprobe", "recall"})])
+_VERIFIED_BYTES = 4 << 30  # read in seconds; an index of hundreds of GiB is not hashed for one search
+_BATCH_BYTES = 1 << 28  # embeddings read for one batch of queries
+_MEASURED = "measured.json"
 
 
-def load_recipe(name: str) -> IndexRecipe:
-    """A recipe by name (of those in `indexes/`) or by file; `UsageError` for an unknown name or key."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        raise unknown_name("index recipe", name, (known.stem for known in RECIPES.glob("*.yaml")))
-    try:
-        return IndexRecipe.model_validate({"name": path.stem, **yaml.safe_load(path.read_text(encoding="utf-8"))})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (TypeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not a mapping in YAML ({str(error).splitlines()[0]})") from None
+@dataclass(frozen=True)
+class Index:
+    """An opened index: its quantisers in memory, its lists on disk where its type can."""
+
+    path: Path
+    recipe: IndexRecipe
+    built: bool  # by a recipe of ours; else published by others
+    fingerprint: str
+
+    def mapped(self) -> Any:
+        """FAISS's own object."""
+        files = (self.path / INDEX,) if self.built else index_files(self.path, self.recipe.modality)
+        return _mapped(files, self.fingerprint)
 
 
-def build_index(pool: Pool, recipe: IndexRecipe, out: Path) -> Path:
-    """Build the index of `recipe` in folder `out`, unless it is there already; `out`.
+def open_index(path: Path, pool: Pool, recipe: IndexRecipe | None = None, verify: bool | None = None) -> Index:
+    """The index at `path`: a folder that `build_index` wrote, or one published by others.
 
-    Raises `UsageError` where recipe and pool do not belong together, the factory string is none, or `out` holds another index.
+    `recipe` says what a published one is; without it, the lists to visit are those recorded in it, and the model is the pool's.
+
+    With `verify` every byte of a built one is compared with its sha256; without, sizes and samples of the content. By default
+    what is of up to four GiB is verified.
+
+    Raises:
+        UsageError: no index there, or one of another pool (other rows, another dimension). IntegrityError: a file changed, or
+        cannot be read.
     """
-    _check_match(pool, recipe)
-    key = recipe.key(pool)
-    with locked(out, wait=True):
-        if read_seal(out, INDEX_SEAL, key) is not None:
-            return out
-        if (out / INDEX_SEAL).exists():
-            raise UsageError(f"{out}: holds an index of another pool or recipe; choose another folder or delete it")
-        remove_leftovers(out)
-        index = _trained(pool, recipe)
-        for shard in pool.shards:
-            embeddings = pool.embeddings(shard, recipe.modality)
-            for start in range(0, shard.rows, _ADD_ROWS):
-                index.add(embeddings[start : start + _ADD_ROWS].astype(np.float32))
-        with durable_file(out / INDEX) as temporary:
-            faiss.write_index(index, str(temporary))
-        seal(out, INDEX_SEAL, key, [out / INDEX], recipe=recipe.model_dump(mode="json"), rows=pool.rows)
-    return out
-
-
-def _check_match(pool: Pool, recipe: IndexRecipe) -> None:
-    for what, wanted, there in (("pool", recipe.pool, pool.name), ("model", recipe.model, pool.model)):
-        if wanted != there and there != "unknown":
-            raise UsageError(
-                f"index recipe {recipe.name!r} is for {what} {wanted!r}, but {pool.folder} is of {there!r}"
-            )
-
-
-def _trained(pool: Pool, recipe: IndexRecipe) -> Any:
+    record = read_seal(path, INDEX_SEAL, verify=False)
+    if record is None:
+        return _published(path, pool, recipe)
     try:
-        index = faiss.index_factory(pool.dim, recipe.factory_string, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
+        own = IndexRecipe.model_validate(record["recipe"])
+    except (KeyError, ValidationError):
+        raise IntegrityError(f"{path / INDEX_SEAL}: not the record of an index; build it anew") from None
+    if record["key"] != own.key(pool):
+        raise UsageError(f"{path}: an index of another pool than {pool.folder}; build one for it")
+    _check_bytes(path, record, verify)
+    return Index(path, own, True, content_key(record["files"]))
+
+
+def _check_bytes(path: Path, record: dict[str, Any], verify: bool | None) -> None:
+    files = record["files"]
+    whole = sum(known["bytes"] for known in files.values()) <= _VERIFIED_BYTES if verify is None else verify
+    if whole:
+        return check_files(path, files)
+    for name, known in record["sampled"].items():
+        if not (path / name).is_file() or sampled(path / name) != known:
+            raise IntegrityError(f"{path / name}: missing, or its bytes changed since it was written. Make {path} anew")
+    return None
+
+
+def _published(path: Path, pool: Pool, recipe: IndexRecipe | None) -> Index:
+    if recipe:
+        recipe.check(pool)
+    modality = recipe.modality if recipe else published_modality(path)
+    files = index_files(path, modality)
+    known = fingerprint(files)
+    holds = try_reading(files, known)
+    if holds["ntotal"] != pool.rows:
         raise UsageError(
-            f"index recipe {recipe.name!r}: {recipe.factory_string!r} is no index of dimension {pool.dim} ({reason})"
-        ) from None
-    if not index.is_trained:
-        chosen = np.random.default_rng(recipe.seed).permutation(pool.rows)[: recipe.train_rows]
-        index.train(vectors(pool, recipe.modality, np.sort(chosen)).astype(np.float32))
-    return index
+            f"{path}: an index of {holds['ntotal']} rows, but {pool.folder} has {pool.rows}; its answers would be other rows"
+        )
+    if holds["dim"] != pool.dim:
+        raise UsageError(f"{path}: an index of {holds['dim']}-d embeddings, but those of {pool.folder} have {pool.dim}")
+    if holds["metric"] not in (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2):  # of unit vectors both order alike
+        raise UsageError(f"{path}: an index by neither inner product nor distance")
+    own = recipe or IndexRecipe(
+        name=path.name,
+        pool=pool.name,
+        model=pool.model,
+        modality=modality,
+        factory_string="published",
+        nprobe=max(holds["nprobe"], 1),
+        train_rows=1,
+    )
+    return Index(path, own, False, known)
+
+
+@lru_cache(maxsize=4)
+def _mapped(files: tuple[Path, ...], content: str) -> Any:
+    """`content` is there to tell builds apart."""
+    return read_published(files)
 
 
 def search_index(
-    folder: Path,
+    folder: Path | Index,
     pool: Pool,
     xq: np.ndarray,
     k: int,
     *,
     nprobe: int | None = None,
     overfetch: int = 2,
-    verify: bool = True,
+    verify: bool | None = None,
+    allowed: Allowed | None = None,
+    recipe: IndexRecipe | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """D (q, k) float32 and I (q, k) int64 as `scan` gives them, of the rows that the index finds.
 
-    `xq` (q, d) float32, unit length. The index is read from disk where it lies; `overfetch` times k rows are taken from it, scored
-    exactly from the embeddings, and the best k kept, ties by row number. `nprobe` replaces the recipe's for this call only. Without
-    `verify` the file's checksum is not compared: for further calls on an index of many gigabytes.
+    `xq` (q, d) float32, unit length. `overfetch` times k rows are taken from the index, scored exactly from the embeddings, and the
+    best k kept, ties by row number; -inf and -1 where it finds fewer. `nprobe` replaces the recipe's and `allowed` leaves rows out,
+    for this call only. `verify` and `recipe` as in `open_index`.
 
     Raises `UsageError` if `folder` holds no index or one of another pool, `IntegrityError` if a byte of it changed.
     """
-    record, recipe = _opened(folder, pool, verify)
-    index = _mapped(folder / INDEX, record["files"][INDEX]["sha256"])
-    wanted = min(k * overfetch, pool.rows)
-    parameters = _parameters(index, nprobe or recipe.nprobe)
-    queries = np.ascontiguousarray(xq, np.float32)
-    _, found = index.search(queries, wanted, params=parameters)
-    return _rescored(pool, recipe.modality, queries, found, k)
-
-
-def _opened(folder: Path, pool: Pool, verify: bool = True) -> tuple[dict[str, Any], IndexRecipe]:
-    record = read_seal(folder, INDEX_SEAL, verify=verify)
-    if record is None:
-        raise UsageError(f"{folder}: no finished index (no {INDEX_SEAL}); build it with rog index build")
-    recipe = IndexRecipe.model_validate(record["recipe"])
-    if record["key"] != recipe.key(pool):
-        raise UsageError(f"{folder}: an index of another pool than {pool.folder}; build one for it")
-    return record, recipe
-
-
-@lru_cache(maxsize=4)
-def _mapped(path: Path, sha256: str) -> Any:
-    """The index with its lists left on disk where its type can; `sha256` is there to tell builds apart."""
+    index = folder if isinstance(folder, Index) else open_index(folder, pool, recipe, verify)
+    mapped, modality = index.mapped(), index.recipe.modality
+    bits = None if allowed is None else packed(pool, allowed)
     try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-    except RuntimeError as error:
-        raise IntegrityError(f"{path}: FAISS cannot read it ({str(error).strip().splitlines()[-1]})") from None
+        parameters = search_parameters(mapped, nprobe or index.recipe.nprobe, bits)
+    except ValueError as error:
+        raise UsageError(f"{index.path}: {error}") from None
+    queries, wanted = np.ascontiguousarray(xq, np.float32), min(k * overfetch, pool.rows)
+    batch = max(1, _BATCH_BYTES // (wanted * pool.dim * 4))
+    D = np.full((len(queries), k), -np.inf, np.float32)
+    I = np.full((len(queries), k), -1, np.int64)  # noqa: E741  FAISS's name for it
+    for start in range(0, len(queries), batch):
+        part = slice(start, start + batch)
+        _, found = mapped.search(queries[part], wanted, params=parameters)
+        if found.max(initial=-1) >= pool.rows:
+            raise IntegrityError(f"{index.path}: found row {found.max()}, but {pool.folder} has {pool.rows}")
+        D[part], I[part] = _rescored(pool, modality, queries[part], found, k)
+    return D, I
 
 
-def _parameters(index: Any, nprobe: int) -> Any:
-    """Search parameters for this call, through a pre-transform if there is one; None where there are no lists to probe."""
-    inner = faiss.downcast_index(index)
-    if isinstance(inner, faiss.IndexPreTransform):
-        below = _parameters(inner.index, nprobe)
-        return faiss.SearchParametersPreTransform(index_params=below) if below else None  # type: ignore[call-arg]
-    if isinstance(inner, faiss.IndexIVF):
-        return faiss.SearchParametersIVF(nprobe=min(nprobe, inner.nlist))  # type: ignore[call-arg]
-    return None
+def packed(pool: Pool, allowed: Allowed) -> np.ndarray:
+    """One bit a row, as `faiss.IDSelectorBitmap` takes them: an eighth of a byte each, for two billion rows a quarter of a GiB."""
+    if isinstance(allowed, np.ndarray) and allowed.dtype == np.uint8:
+        wanted: tuple[int, ...] = (-(-pool.rows // 8),)
+    else:
+        wanted = (pool.rows,)
+    if isinstance(allowed, np.ndarray):
+        if allowed.shape != wanted:
+            raise ValueError(f"a mask of {allowed.shape} {allowed.dtype} does not fit {pool.rows} rows")
+        return allowed if allowed.dtype == np.uint8 else np.packbits(allowed, bitorder="little")
+    bits = np.zeros(-(-pool.rows // 8), np.uint8)
+    for shard in pool.shards:
+        mask, offset = allowed(shard), shard.first_row % 8
+        here = np.ones(shard.rows, bool) if mask is None else mask
+        if here.shape != (shard.rows,):
+            raise ValueError(f"a mask of {here.shape} does not fit the {shard.rows} rows of shard {shard.index}")
+        part = np.packbits(np.concatenate([np.zeros(offset, bool), here]), bitorder="little")
+        first = shard.first_row // 8
+        bits[first : first + len(part)] |= part
+    return bits
 
 
 def _rescored(
@@ -191,11 +225,65 @@ def _rescored(
     return D, I
 
 
-def measure_recall(folder: Path, pool: Pool, xq: np.ndarray, k: int, nprobe: int | None = None) -> float:
-    """Mean share of the true k nearest that the index finds, over at least a hundred queries `xq` (q, d)."""
+def measure_recall(
+    folder: Path | Index,
+    pool: Pool,
+    xq: np.ndarray,
+    k: int,
+    nprobe: int | None = None,
+    recipe: IndexRecipe | None = None,
+) -> float:
+    """Mean share of the true k nearest that the index finds, over at least a hundred queries `xq` (q, d); it is kept as well."""
     if len(xq) < LEAST_QUERIES:
         raise UsageError(f"recall of {len(xq)} queries says little; give at least {LEAST_QUERIES}")
-    _, recipe = _opened(folder, pool)
-    _, found = search_index(folder, pool, xq, k, nprobe=nprobe)
-    _, true = scan(xq, (pool.embeddings(shard, recipe.modality) for shard in pool.shards), k)
-    return float(np.mean([np.isin(t[t >= 0], f).mean() for t, f in zip(true, found, strict=True)]))
+    index = folder if isinstance(folder, Index) else open_index(folder, pool, recipe)
+    _, found = search_index(index, pool, xq, k, nprobe=nprobe)
+    _, true = scan(xq, (pool.embeddings(shard, index.recipe.modality) for shard in pool.shards), k)
+    recall = float(np.mean([np.isin(t[t >= 0], f).mean() for t, f in zip(true, found, strict=True)]))
+    _keep(index, pool, Measured(k=k, queries=len(xq), recall_at_k=recall, nprobe=nprobe or index.recipe.nprobe))
+    return recall
+
+
+def recorded_recall(index: Index, pool: Pool, k: int, nprobe: int | None = None) -> Measured | None:
+    """What was measured of this index over this pool with `nprobe`, at the smallest k from `k` on; None where nothing was."""
+    visited = nprobe or index.recipe.nprobe
+    known = _kept(index, pool)
+    if index.built:
+        known += [Measured(**recall.model_dump(), nprobe=index.recipe.nprobe) for recall in index.recipe.recall]
+    fitting = [one for one in known if one.nprobe == visited and one.k >= k]
+    return min(fitting, key=lambda one: one.k, default=None)
+
+
+def _card(index: Index, pool: Pool) -> Path:
+    if index.built:
+        return index.path / _MEASURED
+    return cache_folder() / "indexes" / f"{content_key([index.fingerprint, pool.fingerprint])}-{_MEASURED}"
+
+
+def _kept(index: Index, pool: Pool) -> list[Measured]:
+    path = _card(index, pool)
+    if not path.is_file():
+        return []
+    value = read_json(path)
+    try:
+        of, found = value["index"], [Measured.model_validate(one) for one in value["recall"]]
+    except (KeyError, TypeError, ValidationError):
+        raise IntegrityError(f"{path}: not a record of measured recall; delete it and run rog index verify") from None
+    return found if of == index.fingerprint else []
+
+
+def _keep(index: Index, pool: Pool, new: Measured) -> None:
+    others = [one for one in _kept(index, pool) if (one.k, one.nprobe) != (new.k, new.nprobe)]
+    recall = sorted([*others, new], key=lambda one: (one.nprobe, one.k))
+    value = {"index": index.fingerprint, "recall": [one.model_dump() for one in recall]}
+    write_json(_card(index, pool), value)
+
+
+def self_found(index: Index, pool: Pool, queries: int = LEAST_QUERIES, k: int = 10) -> float:
+    """Share of sampled rows that their own embedding finds among the first `k`: near 0 where ids are not the pool's rows."""
+    count = min(queries, pool.rows)
+    rows = (np.arange(count, dtype=np.int64) * 2 + 1) * pool.rows // (2 * count)
+    xq = vectors(pool, index.recipe.modality, rows).astype(np.float32)
+    mapped = index.mapped()
+    _, found = mapped.search(xq, min(k, pool.rows), params=search_parameters(mapped, index.recipe.nprobe, None))
+    return float((found == rows[:, None]).any(1).mean())

@@ -2,57 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from clusters import RECIPE, clusters, write_pool
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.models import load_clip, text_features
+from retrieve_or_generate.pool import index
 from retrieve_or_generate.pool.index import (
     INDEX,
     INDEX_SEAL,
+    LISTS,
     RECIPES,
-    IndexRecipe,
+    Measured,
+    Recall,
     build_index,
     load_recipe,
     measure_recall,
+    open_index,
+    packed,
+    recorded_recall,
     search_index,
+    self_found,
 )
 from retrieve_or_generate.pool.layout import Pool, open_pool
 from retrieve_or_generate.pool.scan import scan
 from retrieve_or_generate.tasks import load_task
 
-DIM, K = 32, 20
-RECIPE = IndexRecipe(
-    name="test",
-    pool="clusters",
-    model="none",
-    modality="image",
-    factory_string="IVF32,SQ8",
-    nprobe=4,
-    train_rows=1500,
-    seed=3,
-)
-
-
-def clusters(rng: np.random.Generator, n: int) -> np.ndarray:
-    centres = np.random.default_rng(0).standard_normal((40, DIM))
-    vectors = centres[rng.integers(40, size=n)] + 0.8 * rng.standard_normal((n, DIM))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def write_pool(folder: Path, vectors: np.ndarray, shard_rows: int = 1700) -> Pool:
-    for number, start in enumerate(range(0, len(vectors), shard_rows)):
-        part = vectors[start : start + shard_rows].astype(np.float16)
-        for name in ("img_emb", "metadata"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        np.save(folder / f"img_emb/img_emb_{number:04d}.npy", part)
-        table = pa.table({"url": [f"http://x/{start + i}" for i in range(len(part))], "caption": ["c"] * len(part)})
-        pq.write_table(table, folder / f"metadata/metadata_{number:04d}.parquet")
-    return open_pool(str(folder))
+K = 20
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +117,13 @@ def test_what_does_not_belong_together(pool: Pool, built: Path, tmp_path: Path) 
         search_index(built, other, QUERIES, K)
     with pytest.raises(UsageError, match="another pool or recipe"):
         build_index(other, RECIPE, built)
+    sealed = dataclasses.replace(pool, model="none")
     with pytest.raises(UsageError, match="is for pool 'laion'"):
-        build_index(pool, RECIPE.model_copy(update={"pool": "laion"}), tmp_path / "x")
+        build_index(sealed, RECIPE.model_copy(update={"pool": "laion"}), tmp_path / "x")
+    with pytest.raises(UsageError, match=r"is for 768-d embeddings, but those of .* have 32"):
+        build_index(pool, RECIPE.model_copy(update={"dim": 768}), tmp_path / "x")
+    with pytest.raises(UsageError, match="no text_emb/"):
+        build_index(pool, RECIPE.model_copy(update={"modality": "text"}), tmp_path / "x")
     with pytest.raises(UsageError, match="no finished index"):
         search_index(tmp_path, pool, QUERIES, K)
     with pytest.raises(UsageError, match="'IVF' is no index of dimension 32"):
@@ -148,10 +133,118 @@ def test_what_does_not_belong_together(pool: Pool, built: Path, tmp_path: Path) 
     assert not (tmp_path / "y" / INDEX_SEAL).exists()
 
 
+def test_rows_that_are_not_allowed_are_not_found(pool: Pool, built: Path) -> None:
+    mask = np.random.default_rng(5).random(pool.rows) < 0.3
+    masks = [mask[shard.first_row : shard.first_row + shard.rows] for shard in pool.shards]
+    true_D, true_I = scan(QUERIES, (pool.embeddings(shard, "image") for shard in pool.shards), K, allowed=masks)
+    for allowed in (mask, packed(pool, mask), lambda shard: masks[shard.index]):
+        D, I = search_index(built, pool, QUERIES, K, nprobe=32, overfetch=60, allowed=allowed)  # noqa: E741
+        np.testing.assert_array_equal(I, true_I)
+        np.testing.assert_array_equal(D, true_D)
+    half = search_index(
+        built, pool, QUERIES, K, allowed=lambda shard: None if shard.index else np.zeros(shard.rows, bool)
+    )
+    assert (half[1][half[1] >= 0] >= pool.shards[1].first_row).all()
+    with pytest.raises(ValueError, match="does not fit 3000 rows"):
+        search_index(built, pool, QUERIES, K, allowed=mask[:-1])
+
+
+@pytest.mark.parametrize("factory_string", ["Flat", "PCA16,IVF32_HNSW8,Flat", "HNSW16"])
+def test_other_types_leave_rows_out_too(factory_string: str, pool: Pool, tmp_path: Path) -> None:
+    folder = build_index(pool, RECIPE.model_copy(update={"factory_string": factory_string}), tmp_path)
+    mask = np.arange(pool.rows) % 3 == 0
+    _, found = search_index(folder, pool, QUERIES, K, allowed=mask, nprobe=32)
+    assert (found[found >= 0] % 3 == 0).all()
+    assert (found >= 0).mean() > 0.9
+
+
+def test_a_type_that_cannot_leave_rows_out_says_so(pool: Pool, tmp_path: Path) -> None:
+    folder = build_index(pool, RECIPE.model_copy(update={"factory_string": "PQ4x4"}), tmp_path)
+    with pytest.raises(UsageError, match="cannot leave rows out of a IndexPQ"):
+        search_index(folder, pool, QUERIES, K, allowed=np.ones(pool.rows, bool))
+
+
+def test_many_queries_are_answered_in_batches(pool: Pool, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = search_index(built, pool, QUERIES, K)
+    monkeypatch.setattr(index, "_BATCH_BYTES", 7 * 2 * K * pool.dim * 4)
+    batched = search_index(built, pool, QUERIES, K)
+    np.testing.assert_array_equal(batched[0], whole[0])
+    np.testing.assert_array_equal(batched[1], whole[1])
+
+
+def test_measured_recall_stays_with_the_index(pool: Pool, tmp_path: Path) -> None:
+    opened = open_index(build_index(pool, RECIPE, tmp_path), pool)
+    assert recorded_recall(opened, pool, K) is None
+    value = measure_recall(opened, pool, QUERIES, K)
+    measure_recall(opened, pool, QUERIES, K + 10, nprobe=9)
+    again = open_index(tmp_path, pool)
+    for k in (1, K):
+        assert recorded_recall(again, pool, k) == Measured(k=K, queries=120, recall_at_k=value, nprobe=RECIPE.nprobe)
+    assert recorded_recall(again, pool, K + 1) is None
+    found = recorded_recall(again, pool, K, nprobe=9)
+    assert found
+    assert found.k == K + 10
+    (tmp_path / "measured.json").write_text('{"index": 3}')
+    with pytest.raises(IntegrityError, match="not a record of measured recall"):
+        recorded_recall(again, pool, K)
+
+
+def test_recall_that_the_recipe_records_counts(pool: Pool, tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"recall": (Recall(k=50, queries=100, recall_at_k=0.9),)})
+    opened = open_index(build_index(pool, recipe, tmp_path), pool)
+    assert recorded_recall(opened, pool, 50) == Measured(k=50, queries=100, recall_at_k=0.9, nprobe=RECIPE.nprobe)
+    assert recorded_recall(opened, pool, 50, nprobe=2) is None
+
+
+def test_rows_find_themselves(pool: Pool, built: Path) -> None:
+    assert self_found(open_index(built, pool), pool) > 0.9
+
+
+@pytest.mark.parametrize("mutants", [50, pytest.param(2500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("factory_string", ["Flat", "IVF32,SQ8", "PCA16,IVF32,PQ8x4fs", "HNSW16"])
+def test_no_damaged_index_is_searched(factory_string: str, mutants: int, pool: Pool, tmp_path: Path) -> None:
+    folder = build_index(pool, RECIPE.model_copy(update={"factory_string": factory_string}), tmp_path)
+    rng = np.random.default_rng(11)
+    files = [path for path in (folder / INDEX, folder / LISTS) if path.exists()]
+    for _ in range(mutants):
+        path = files[rng.integers(len(files))]
+        whole = path.read_bytes()
+        path.write_bytes(mutated(whole, rng))
+        with pytest.raises(IntegrityError, match=path.name):
+            open_index(folder, pool)
+        path.write_bytes(whole)
+    assert open_index(folder, pool).built
+
+
+def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+    """Another byte, another integer, or a shorter file."""
+    at, kind = int(rng.integers(len(data) - 8)), int(rng.integers(3))
+    if kind == 0:
+        return data[:at] + bytes([data[at] ^ (1 << int(rng.integers(8)))]) + data[at + 1 :]
+    if kind == 1:
+        return data[:at] + bytes(255 - byte for byte in data[at : at + 8]) + data[at + 8 :]
+    return data[:at]
+
+
+def test_a_large_index_is_opened_by_samples_of_it(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = build_index(pool, RECIPE, tmp_path)
+    monkeypatch.setattr(index, "_VERIFIED_BYTES", 0)
+    assert open_index(folder, pool).built
+    path = folder / LISTS
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], bytes([whole[0] ^ 1]) + whole[1:]):
+        path.write_bytes(damaged)
+        with pytest.raises(IntegrityError, match=LISTS):
+            open_index(folder, pool)
+
+
 def test_recipes(tmp_path: Path) -> None:
-    for path in RECIPES.glob("*.yaml"):
-        assert load_recipe(path.stem).name == path.stem
-        assert load_recipe(path.stem).recall, f"{path}: no measured recall"
+    names = {path.stem for path in RECIPES.glob("*.yaml")}
+    assert names == {"pocket", "laion2b-image", "laion2b-caption", "relaion2b", "datacomp1b"}
+    for name in names:
+        assert load_recipe(name).name == name
+    assert load_recipe("laion2b-caption").factory_string == "OPQ256_768,IVF131072_HNSW32,PQ256x8"  # 2406.05184, D.1
+    assert load_recipe("pocket").recall
     with pytest.raises(UsageError, match="did you mean 'pocket'"):
         load_recipe("poket")
     bad = tmp_path / "bad.yaml"
