@@ -1,25 +1,37 @@
-"""Exact search by one streaming pass over a pool's embeddings: no index, any k, memory for the answers and one block.
+"""Exact search by one streaming pass over a pool's embeddings: no index, any k, memory for the answers and a few blocks.
 
-A half-width product of every query with a block of rows finds the pairs that could beat a query's k-th best so far; only
-those are scored exactly. What the narrow product may be wrong by is bounded from the rounding errors measured on the very
-vectors (Cauchy-Schwarz), so no true neighbour is lost. Scores are accumulated in float64 and rounded to float32 once, so
-they depend neither on the block size nor on the thread count, and equal rows score equal.
+`nearest` holds the best rows so far; here stand the passes. A pass over a large pool opens with a guess: the best rows among a
+sample say what the k-th score of all of them will at least be, all but surely, and pairs below it need not be looked at while
+the first k rows are found. Whether the guess held shows at the end, and a query that it failed is searched again without one:
+the guess changes speed, never the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-_GROUP = 64  # columns whose maximum is compared with the threshold before any of them is looked at
-_QUERIES = 1024  # queries per product
-_CHUNK = 256  # rows converted, or pairs scored, at a time: they stay in the second-level cache
+from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.pool.blocks import take_rows
+from retrieve_or_generate.pool.filters import RowFilter
+from retrieve_or_generate.pool.layout import Modality, Pool, PoolShard
+from retrieve_or_generate.pool.nearest import Found, Nearest, pair_scores
+from retrieve_or_generate.pool.scan_state import ScanState
+from retrieve_or_generate.store import content_key
 
-Rows = np.ndarray  # (n,) int64 global row numbers
+__all__ = ["Found", "pair_scores", "scan", "scan_pool"]
+
+_SAMPLE_ROWS = 16384
+_SURE = math.log(1e8)  # a guess fails with a probability of at most 1e-8 per query, if the sample is a fair one
+_VERSION = 1  # part of the key of a pass: raise when the same pass finds other rows
 
 
 def scan(
@@ -28,220 +40,190 @@ def scan(
     k: int,
     *,
     allowed: Iterable[np.ndarray] | None = None,
-    block_rows: int = 16384,
+    block_rows: int | None = None,
     product_dtype: torch.dtype | None = None,
+    device: str = "cpu",
     progress: Callable[[int], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Found:
     """The k rows of largest inner product with each query, best first, ties by row number.
 
     `xq` (q, d) float32; `shards` (n, d) float16 each, their rows counted on from shard to shard; `allowed` (n,) bool for
     each shard, False for rows that must not be found. Returns D (q, k) float32 and I (q, k) int64; where fewer than k rows
-    exist the rest is -inf and -1. `product_dtype` (bfloat16 where the processor multiplies it, else float32) changes speed,
-    never the answer. `progress` is told how many rows were passed. Raises ValueError for shapes that do not fit and for
-    vectors that are not finite.
+    exist the rest is -inf and -1. `product_dtype` (bfloat16 where the hardware multiplies it, else float32), `block_rows` and
+    `device` change speed, never the answer; so does giving all shards in a list, which lets the pass open with a guess.
+    `progress` is told how many rows were passed. Raises ValueError for shapes that do not fit and for vectors that are not
+    finite.
     """
-    queries = _checked_queries(xq, k)
-    dtype = product_dtype or _product_dtype()
-    parts = [_Best(part, k, dtype) for part in queries.split(_QUERIES)]
-    block = _Block(block_rows, queries.shape[1], dtype)
-    for rows in block.fill(shards, allowed, progress):
-        for best in parts:
-            best.update(block, rows)
-    found = [best.sorted() for best in parts]
-    return np.concatenate([d for d, _ in found]), np.concatenate([i for _, i in found])
 
-
-def pair_scores(xq: np.ndarray, xb: np.ndarray, query: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """(p,) float32 inner products of `xq[query[i]]` and `xb[row[i]]`, scored exactly as `scan` does.
-
-    `xq` (q, d) float32, `xb` (n, d) float16.
-    """
-    queries = torch.from_numpy(np.array(xq, np.float32)).double()
-    vectors = torch.from_numpy(np.array(xb, np.float16))
-    return _exact(queries, vectors, torch.from_numpy(np.array(query)), torch.from_numpy(np.array(row))).numpy()
-
-
-def _checked_queries(xq: np.ndarray, k: int) -> Tensor:
-    if xq.ndim != 2 or not len(xq):
-        raise ValueError(f"queries are a (q, d) array with q ≥ 1, not one of shape {xq.shape}")
-    if k < 1:
-        raise ValueError(f"k is at least 1, not {k}")
-    if not np.isfinite(xq).all():
-        raise ValueError("queries hold values that are not finite")
-    return torch.from_numpy(np.array(xq, np.float32))
-
-
-def _product_dtype() -> torch.dtype:
-    """bfloat16 only where it is multiplied in hardware; emulated it would be slower than float32."""
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return torch.bfloat16 if native else torch.float32
-
-
-def _exact(queries: Tensor, vectors: Tensor, query: Tensor, row: Tensor) -> Tensor:
-    """(p,) float32 from float64 queries and float16 vectors."""
-    scores = torch.empty(len(query), dtype=torch.float32)
-    for start in range(0, len(query), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        products = vectors.index_select(0, row[part]).float().double()
-        scores[part] = products.mul_(queries.index_select(0, query[part])).sum(1)
-    return scores + 0.0  # -0 and 0 are one score
-
-
-class _Block:
-    """The rows under the needle: as stored, narrowed, and by how much narrowing changed them."""
-
-    def __init__(self, rows: int, dim: int, dtype: torch.dtype):
-        padded = -(-rows // _GROUP) * _GROUP
-        self.rows, self.dim = rows, dim
-        self.vectors = torch.zeros(padded, dim, dtype=torch.float16)
-        self.narrow = torch.zeros(padded, dim, dtype=dtype)
-        self.norm = self.error = 0.0
-
-    def fill(
-        self, shards: Iterable[np.ndarray], allowed: Iterable[np.ndarray] | None, progress: Callable[[int], None] | None
-    ) -> Iterator[Rows]:
-        """Load one block after another; yields the row numbers of what is loaded."""
+    def one_pass(queries: np.ndarray, floor: np.ndarray | None, progress: Callable[[int], None] | None) -> Found:
+        nearest = Nearest(queries, k, device=device, block_rows=block_rows, product_dtype=product_dtype, floor=floor)
         first = 0
         for shard, mask in zip(shards, repeat(None) if allowed is None else allowed, strict=allowed is not None):
-            self._check(shard, mask)
-            for start in range(0, len(shard), self.rows):
-                stop = min(start + self.rows, len(shard))
-                rows = np.arange(start, stop) if mask is None else start + np.flatnonzero(mask[start:stop])
-                if len(rows):
-                    self._load(shard[start:stop] if len(rows) == stop - start else shard[rows])
-                    yield first + rows
-                if progress:
-                    progress(first + stop)
+            nearest.add(shard, first, mask, progress)
             first += len(shard)
+        return nearest.found()
 
-    def _check(self, shard: np.ndarray, mask: np.ndarray | None) -> None:
-        if shard.ndim != 2 or shard.shape[1] != self.dim or shard.dtype != np.float16:
-            raise ValueError(f"a shard is (n, {self.dim}) float16 like the queries, not {shard.shape} {shard.dtype}")
-        if mask is not None and (mask.shape != (len(shard),) or mask.dtype != np.bool_):
-            raise ValueError(f"a mask is ({len(shard)},) bool like its shard, not {mask.shape} {mask.dtype}")
-
-    def _load(self, vectors: np.ndarray) -> None:
-        self.count = len(vectors)
-        self.padded = -(-self.count // _GROUP) * _GROUP
-        self.vectors.numpy()[: self.count] = vectors
-        self.narrow[self.count : self.padded] = 0
-        norm = error = 0.0
-        for start in range(0, self.count, _CHUNK):
-            part = slice(start, min(start + _CHUNK, self.count))
-            wide = self.vectors[part].float()
-            self.narrow[part] = wide
-            norm = max(norm, _largest_norm(wide))
-            error = max(error, _largest_norm(wide.sub_(self.narrow[part])))
-        self.norm, self.error = norm, error
+    floor = None
+    if allowed is None and isinstance(shards, Sequence):
+        sizes = [len(shard) for shard in shards]
+        floor = _guess(xq, k, sum(sizes), partial(_taken, shards, sizes), device)
+    D, I = one_pass(xq, floor, progress)  # noqa: E741  FAISS's name for it
+    short = _failed(D, floor)
+    if short.any():
+        D[short], I[short] = one_pass(xq[short], None, None)
+    return D, I
 
 
-def _largest_norm(vectors: Tensor) -> float:
-    """Rounded up, so that it bounds; ValueError if there is none."""
-    largest = float(torch.linalg.vector_norm(vectors, dim=1).max())
-    if not np.isfinite(largest):
-        raise ValueError("a shard holds values that are not finite")
-    return largest * (1 + 1e-5)
+def _guess(
+    xq: np.ndarray, k: int, rows: int, take: Callable[[np.ndarray], np.ndarray], device: str
+) -> np.ndarray | None:
+    """(q,) float32: scores that more than k of `rows` rows surpass, all but surely; None where a sample would say too little.
+
+    Were there fewer, a sample would hold on average at most `share` of them, and as many as `rank` with a probability below
+    e^(share − rank) (share / rank)^rank (Chernoff).
+    """
+    if rows < 4 * _SAMPLE_ROWS or xq.ndim != 2:
+        return None
+    share = k * _SAMPLE_ROWS / rows
+    rank = next(r for r in range(math.ceil(share) + 1, 10**9) if r * math.log(r / share) - r + share >= _SURE)
+    if rank > _SAMPLE_ROWS // 4:
+        return None
+    nearest = Nearest(xq, rank, device=device, block_rows=_SAMPLE_ROWS)
+    nearest.add(take(np.linspace(0, rows - 1, _SAMPLE_ROWS).astype(np.int64)), 0)
+    return np.nextafter(
+        nearest.found()[0][:, -1], np.float32(-np.inf)
+    )  # so that a score equal to it surpasses the guess
 
 
-class _Best:
-    """The best k rows so far of some queries, in buffers of twice the room so that most rows are only appended."""
-
-    def __init__(self, queries: Tensor, k: int, dtype: torch.dtype):
-        q, self.k = len(queries), k
-        self.exact = queries.double()
-        self.narrow = queries.to(dtype)
-        self.norm = torch.linalg.vector_norm(self.exact, dim=1)
-        self.error = torch.linalg.vector_norm(self.exact - self.narrow.double(), dim=1)
-        self.scores = torch.full((q, 2 * k), -torch.inf)
-        self.rows = torch.full((q, 2 * k), -1, dtype=torch.int64)
-        self.count = torch.zeros(q, dtype=torch.int64)
-        self.kth = torch.full((q,), -torch.inf)
-        self.pending = 0
-
-    def update(self, block: _Block, rows: Rows) -> None:
-        query, column = self._candidates(block)
-        scores = _exact(self.exact, block.vectors, query, column)
-        beats = scores > self.kth[query]  # an equal score loses: its row number is larger
-        self._add(query[beats], torch.from_numpy(rows)[column[beats]], scores[beats])
-
-    def _margin(self, block: _Block) -> Tensor:
-        """(q,) float64: how far a narrow product may lie from the true one, before it is rounded for output.
-
-        Two terms for the rounding of either factor, one for float32 accumulation over d terms.
-        """
-        norm, dim = block.norm + block.error, block.dim
-        return self.error * norm + (self.norm + self.error) * (block.error + norm * (dim + 8) * 2.0**-23) + 1e-30
-
-    def _candidates(self, block: _Block) -> tuple[Tensor, Tensor]:
-        """Queries and columns, ordered by both, of every pair that may beat the query's k-th best."""
-        narrow = torch.mm(self.narrow, block.narrow[: block.padded].T)  # (q, n) in the product's dtype
-        margin = self._margin(block)
-        floor = self.kth.double()
-        if block.count >= self.k and torch.isinf(floor).any():
-            floor = torch.maximum(floor, self._floor_of(narrow[:, : block.count], margin))
-        # Rounding is monotone: a true score ≥ floor has a product that rounds to at least this.
-        threshold = (floor - margin).to(narrow.dtype)
-        query, column = _at_least(narrow, threshold)
-        real = column < block.count
-        return query[real], column[real]
-
-    def _floor_of(self, narrow: Tensor, margin: Tensor) -> Tensor:
-        """(q,) float64: k rows of the block alone score at least this."""
-        kth = narrow.float().kthvalue(narrow.shape[1] - self.k + 1, dim=1).values.double()
-        return kth - kth.abs() * torch.finfo(narrow.dtype).eps - margin
-
-    def _add(self, query: Tensor, rows: Tensor, scores: Tensor) -> None:
-        """Append pairs ordered by query; make room where a query's buffer is full."""
-        while len(query):
-            place = self.count[query] + _position_within(query)
-            fits = place < 2 * self.k
-            self.scores[query[fits], place[fits]] = scores[fits]
-            self.rows[query[fits], place[fits]] = rows[fits]
-            self.count += torch.bincount(query[fits], minlength=len(self.count))
-            self.pending += int(fits.sum())
-            if not fits.all() or 2 * self.pending > self.k * len(self.count):
-                self._compact()
-            left = ~fits & (scores > self.kth[query])
-            query, rows, scores = query[left], rows[left], scores[left]
-
-    def _compact(self) -> None:
-        """Keep the best k of each query, sorted. Rows arrive in order, so a tie goes to the earlier place."""
-        key = _sortable(self.scores) << 32
-        key -= torch.arange(key.shape[1])
-        order = key.topk(self.k, dim=1).indices
-        self.scores[:, : self.k] = self.scores.gather(1, order)
-        self.rows[:, : self.k] = self.rows.gather(1, order)
-        self.scores[:, self.k :] = -torch.inf
-        self.rows[:, self.k :] = -1
-        self.count.clamp_(max=self.k)
-        self.kth = self.scores[:, self.k - 1].clone()
-        self.pending = 0
-
-    def sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        self._compact()
-        return self.scores[:, : self.k].numpy(), self.rows[:, : self.k].numpy()
+def _taken(shards: Iterable[np.ndarray], sizes: Sequence[int], rows: np.ndarray) -> np.ndarray:
+    """(n, d) float16 of `rows`, which ascend, of shards of these sizes."""
+    ends = np.cumsum(sizes)
+    parts = np.split(rows, np.searchsorted(rows, ends))
+    firsts = ends - np.asarray(sizes)
+    taken = [take_rows(shard, part - first) for shard, part, first in zip(shards, parts, firsts, strict=False)]
+    return np.concatenate(taken)
 
 
-def _at_least(narrow: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs with `narrow[i, j] >= threshold[i]`. Groups of columns are passed over by their maximum."""
-    q, n = narrow.shape
-    if narrow.dtype == torch.bfloat16 and bool((threshold > 0).all()):
-        # Positive bfloat16 numbers are ordered like their bits, negative ones come below them: compare as integers.
-        narrow, threshold = narrow.view(torch.int16), threshold.view(torch.int16)
-    groups = narrow.view(q, n // _GROUP, _GROUP)
-    query, group = (groups.amax(2) >= threshold[:, None]).nonzero(as_tuple=True)
-    hit, column = (groups[query, group] >= threshold[query, None]).nonzero(as_tuple=True)
-    return query[hit], group[hit] * _GROUP + column
+def _failed(D: np.ndarray, floor: np.ndarray | None) -> np.ndarray:
+    """(q,) bool: queries of whose best k not all are known to lie above their guess."""
+    return np.zeros(len(D), bool) if floor is None else D[:, -1] <= floor
 
 
-def _position_within(query: Tensor) -> Tensor:
-    """0, 1, 2, … within each run of equal numbers."""
-    _, runs = torch.unique_consecutive(query, return_counts=True)
-    starts = runs.cumsum(0) - runs
-    return torch.arange(len(query)) - starts.repeat_interleave(runs)
+def scan_pool(
+    pool: Pool,
+    xq: np.ndarray,
+    k: int,
+    modalities: Sequence[Modality] = ("image",),
+    *,
+    rows: RowFilter | None = None,
+    device: str = "cpu",
+    state: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[Modality, Found]:
+    """What `scan` gives for the pool's image or text embeddings, or both in one pass: D and I by modality.
+
+    `xq` (q, d) float32. `rows` says which rows may be found. With a folder `state` the best rows so far are kept there durably, and
+    the same call goes on from them, to the same answer; keeping them takes at most a twentieth of the time, so a few shards
+    that pass quickly may be passed again. `progress` is called with bytes of embeddings passed and bytes in all.
+
+    Raises ValueError for queries that do not fit, `IntegrityError` naming the file whose rows cannot be read or are not finite,
+    `UsageError` where `state` holds another scan.
+    """
+    floors: dict[Modality, np.ndarray | None] = dict.fromkeys(modalities)
+    if rows is None:
+        sizes = [shard.rows for shard in pool.shards]
+        for modality in modalities:
+            shards = (pool.embeddings(shard, modality) for shard in pool.shards)
+            floors[modality] = _guess(xq, k, pool.rows, partial(_taken, shards, sizes), device)
+    found = _pool_pass(pool, xq, k, floors, rows, device, state, progress)
+    for modality, (D, I) in found.items():  # noqa: E741
+        short = _failed(D, floors[modality])
+        if short.any():
+            again = state / f"again-{modality}" if state else None
+            D[short], I[short] = _pool_pass(pool, xq[short], k, {modality: None}, rows, device, again, progress)[
+                modality
+            ]
+    return found
 
 
-def _sortable(scores: Tensor) -> Tensor:
-    """int64 numbers in the order of the float32 ones."""
-    bits = scores.view(torch.int32).long()
-    return torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+def _pool_pass(
+    pool: Pool,
+    xq: np.ndarray,
+    k: int,
+    floors: dict[Modality, np.ndarray | None],
+    rows: RowFilter | None,
+    device: str,
+    folder: Path | None,
+    progress: Callable[[int, int], None] | None,
+) -> dict[Modality, Found]:
+    """The answers by modality of one pass over the shards; short for queries whose k-th score is not above their floor."""
+    best = {modality: Nearest(xq, k, device=device, floor=floor) for modality, floor in floors.items()}
+    with ScanState(folder, _pass_key(pool, xq, k, floors, rows)).held() as state:
+        done, kept, excluded = state.load() or (0, {}, {})
+        for modality in best if kept else ():
+            best[modality].resume(*kept[modality])
+        if rows:
+            rows.resume(excluded)
+        told = _Told(pool, len(best), done, progress)
+        for shard, mask in _masked(pool.shards[done:], rows):
+            for modality, nearest in best.items():
+                _pass_shard(pool, shard, modality, nearest, mask, told)
+            last = shard is pool.shards[-1]
+            if last or state.is_due():
+                found = {modality: nearest.found() for modality, nearest in best.items()}
+                state.keep(shard.index + 1, found, dict(rows.excluded) if rows else {})
+        return {modality: nearest.found() for modality, nearest in best.items()}
+
+
+def _pass_key(
+    pool: Pool, xq: np.ndarray, k: int, floors: dict[Modality, np.ndarray | None], rows: RowFilter | None
+) -> str:
+    """What the state of a pass follows from."""
+    arrays = [xq.astype(np.float32), *(floor for floor in floors.values() if floor is not None)]
+    sums = [[*array.shape, hashlib.sha256(array.tobytes()).hexdigest()] for array in arrays]
+    return content_key([_VERSION, pool.fingerprint, sums, k, list(floors), rows.fingerprint if rows else None])
+
+
+def _masked(shards: Sequence[PoolShard], rows: RowFilter | None) -> Iterator[tuple[PoolShard, np.ndarray | None]]:
+    """Each shard with its mask, the next one's made while one is passed."""
+    if rows is None:
+        yield from ((shard, None) for shard in shards)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="masks") as thread:
+        ahead = [thread.submit(rows.mask, shard) for shard in shards[:1]]
+        for number, shard in enumerate(shards):
+            mask = ahead.pop().result()
+            ahead += [thread.submit(rows.mask, following) for following in shards[number + 1 : number + 2]]
+            yield shard, mask
+
+
+def _pass_shard(
+    pool: Pool, shard: PoolShard, modality: Modality, nearest: Nearest, mask: np.ndarray | None, told: _Told
+) -> None:
+    try:
+        nearest.add(pool.embeddings(shard, modality), shard.first_row, mask, told.within(shard))
+    except ValueError as error:
+        if isinstance(error, UsageError):
+            raise
+        path = shard.image_embeddings if modality == "image" else shard.text_embeddings
+        raise IntegrityError(f"{path}: {error}") from error
+    told.passed(shard)
+
+
+class _Told:
+    """Bytes passed, of one pass over every modality, for whoever wants to know."""
+
+    def __init__(self, pool: Pool, modalities: int, done: int, tell: Callable[[int, int], None] | None):
+        self._row_bytes, self._tell = 2 * pool.dim, tell
+        self._bytes = modalities * self._row_bytes * sum(shard.rows for shard in pool.shards[:done])
+        self._all = modalities * self._row_bytes * pool.rows
+
+    def within(self, shard: PoolShard) -> Callable[[int], None]:
+        return lambda row: self._say(self._bytes + (row - shard.first_row) * self._row_bytes)
+
+    def passed(self, shard: PoolShard) -> None:
+        self._bytes += shard.rows * self._row_bytes
+
+    def _say(self, done: int) -> None:
+        if self._tell:
+            self._tell(done, self._all)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieve_or_generate.pool.scan import pair_scores, scan
+from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.experiment import RowSettings
+from retrieve_or_generate.pool import scan as module
+from retrieve_or_generate.pool import scan_state
+from retrieve_or_generate.pool.filters import RowFilter
+from retrieve_or_generate.pool.layout import Pool, open_pool
+from retrieve_or_generate.pool.scan import pair_scores, scan, scan_pool
 
 DTYPES = [torch.bfloat16, torch.float32]
 
@@ -108,9 +119,7 @@ def test_law_equals_brute_force(
 ) -> None:
     xq, xb, k, block_rows, allowed, cuts = case
     found = scan(xq, np.split(xb, cuts), k, allowed=np.split(allowed, cuts), block_rows=block_rows, product_dtype=dtype)
-    expected = brute_force(xq, xb, k, allowed)
-    np.testing.assert_array_equal(found[1], expected[1])
-    np.testing.assert_array_equal(found[0], expected[0])
+    assert_same(found, brute_force(xq, xb, k, allowed))
 
 
 def test_more_queries_than_one_product_takes_and_progress() -> None:
@@ -149,3 +158,254 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         scan(np.full((1, 4), np.inf), [xb], 1)
     with pytest.raises(ValueError, match="mask"):
         scan(xq, [xb], 1, allowed=[np.ones(2, bool)])
+
+
+@pytest.fixture
+def small_sample(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A sample so small that a pool of a test is large beside it; how many rows it has."""
+    rows = 64
+    monkeypatch.setattr(module, "_SAMPLE_ROWS", rows)
+    return rows
+
+
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """How many queries each pass from here on has, and whether it opens with a guess."""
+    made: list[tuple[int, bool]] = []
+    real = module.Nearest
+
+    def nearest(xq: np.ndarray, k: int, **more: object) -> object:
+        if "floor" in more:
+            made.append((len(xq), more["floor"] is not None))
+        return real(xq, k, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "Nearest", nearest)
+    return made
+
+
+@pytest.mark.parametrize("k", [1, 20])
+def test_a_guess_changes_nothing(k: int, small_sample: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(k)
+    xq, xb = unit(rng, 30, 24), unit(rng, 6000, 24).astype(np.float16)
+    made = passes(monkeypatch)
+    assert_same(scan(xq, np.split(xb, [100, 100, 3500]), k, block_rows=512), brute_force(xq, xb, k))
+    assert made == [(30, True)]
+
+
+def test_a_query_that_its_guess_failed_is_searched_again(small_sample: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(7)
+    xq, xb = unit(rng, 6, 16), unit(rng, 5000, 16).astype(np.float16)
+    sample = np.linspace(0, len(xb) - 1, small_sample).astype(int)
+    xb[sample] = xq[2]  # every sampled row is the best row of one query
+    made = passes(monkeypatch)
+    assert_same(scan(xq, [xb], 100, block_rows=512), brute_force(xq, xb, 100))
+    assert made[0] == (6, True)
+    assert made[1:] == [(made[1][0], False)]
+    assert 1 <= made[1][0] < 6
+
+
+def test_equal_scores_at_the_guess_are_all_found(small_sample: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    few = unit(rng, 3, 16).astype(np.float16)
+    xb = few[rng.integers(3, size=2000)]
+    made = passes(monkeypatch)
+    assert_same(scan(few.astype(np.float32), [xb], 50, block_rows=256), brute_force(few.astype(np.float32), xb, 50))
+    assert made == [(3, True)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.integers(2, 12))
+def test_law_with_a_guess_equals_brute_force(
+    case: tuple[np.ndarray, np.ndarray, int, int, np.ndarray, list[int]], sample: int
+) -> None:
+    xq, xb, k, block_rows, _, cuts = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_SAMPLE_ROWS", sample)
+        patch.setattr(module, "_SURE", 0.1)  # guesses that fail often
+        found = scan(xq, np.split(xb, cuts), k, block_rows=block_rows)
+    assert_same(found, brute_force(xq, xb, k))
+
+
+def test_a_shard_cut_short_while_it_is_mapped_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "img_emb_0000.npy"
+    np.save(path, np.ones((2000, 16), np.float16))
+    shard = np.load(path, mmap_mode="r")
+    os.truncate(path, 30_000)
+    with pytest.raises(ValueError, match="ends before its last row"):
+        scan(np.ones((1, 16), np.float32), [shard], 3)
+
+
+def write_pool(
+    folder: Path, rows: list[int], dim: int = 16, **columns: np.ndarray
+) -> tuple[Pool, np.ndarray, np.ndarray]:
+    """A pool of shards of so many rows, with image and text embeddings; both as one array."""
+    rng = np.random.default_rng(sum(rows))
+    image, text = (unit(rng, sum(rows), dim).astype(np.float16) for _ in range(2))
+    for name in ("img_emb", "text_emb", "metadata"):
+        (folder / name).mkdir(parents=True)
+    first = 0
+    for number, size in enumerate(rows):
+        part = slice(first, first + size)
+        np.save(folder / f"img_emb/img_emb_{number:04d}.npy", image[part])
+        np.save(folder / f"text_emb/text_emb_{number:04d}.npy", text[part])
+        told = {"url": [f"http://x.org/{row}" for row in range(*part.indices(sum(rows)))]}
+        told |= {name: values[part] for name, values in columns.items()}
+        pq.write_table(pa.table(told), folder / f"metadata/metadata_{number:04d}.parquet")
+        first += size
+    return open_pool(str(folder)), image, text
+
+
+ROWS = [300, 1, 450, 200, 49]
+
+
+def test_a_pool_is_scanned_in_one_pass_over_both_embeddings(tmp_path: Path) -> None:
+    pool, image, text = write_pool(tmp_path, ROWS)
+    xq = unit(np.random.default_rng(0), 7, 16)
+    told: list[tuple[int, int]] = []
+    found = scan_pool(pool, xq, 20, ("image", "text"), progress=lambda *bytes_: told.append(bytes_))
+    assert list(found) == ["image", "text"]
+    assert_same(found["image"], brute_force(xq, image, 20))
+    assert_same(found["text"], brute_force(xq, text, 20))
+    assert told == sorted(told)
+    assert told[-1] == (2 * 2 * 16 * 1000, 2 * 2 * 16 * 1000)
+
+
+def test_a_pool_is_scanned_with_a_guess(tmp_path: Path, small_sample: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, image, text = write_pool(tmp_path, ROWS)
+    image_query = image[np.linspace(0, 999, small_sample).astype(int)][:1].astype(np.float32)
+    xq = np.concatenate([unit(np.random.default_rng(1), 5, 16), image_query])
+    made = passes(monkeypatch)
+    found = scan_pool(pool, xq, 4, ("image", "text"), state=tmp_path / "state")
+    assert_same(found["image"], brute_force(xq, image, 4))
+    assert_same(found["text"], brute_force(xq, text, 4))
+    assert made[:2] == [(6, True), (6, True)]
+
+
+def test_filtered_rows_are_not_found_and_are_counted(tmp_path: Path) -> None:
+    punsafe = np.random.default_rng(2).random(1000)
+    pool, image, _ = write_pool(tmp_path, ROWS, punsafe=punsafe)
+    xq = unit(np.random.default_rng(3), 4, 16)
+    rows = RowFilter(pool, RowSettings(punsafe_below=0.4))
+    found = scan_pool(pool, xq, 30, rows=rows)
+    assert_same(found["image"], brute_force(xq, image, 30, punsafe < 0.4))
+    assert rows.counts == {"unsafe": int((punsafe >= 0.4).sum())}
+
+
+def test_what_a_damaged_shard_lacks_names_its_file(tmp_path: Path) -> None:
+    pool, image, _ = write_pool(tmp_path, ROWS)
+    image[310] = np.nan
+    np.save(tmp_path / "img_emb/img_emb_0002.npy", image[301:751])
+    with pytest.raises(IntegrityError, match=r"img_emb_0002.npy: a shard holds values that are not finite"):
+        scan_pool(pool, unit(np.random.default_rng(0), 2, 16), 5)
+
+
+def as_bytes(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
+    file = io.BytesIO()
+    for D, I in found.values():  # noqa: E741
+        np.save(file, D)
+        np.save(file, I)
+    return file.getvalue()
+
+
+def scanned(
+    folder: Path, state: Path | None, passed: Callable[[int, int], None] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    pool = open_pool(str(folder))
+    rows = RowFilter(pool, RowSettings(punsafe_below=0.5))
+    xq = unit(np.random.default_rng(4), 9, 16)
+    found = scan_pool(pool, xq, 25, ("image", "text"), rows=rows, state=state, progress=passed)
+    return as_bytes(found), rows.counts
+
+
+class Killed(BaseException):
+    """Ends a scan as a kill does: from then on no file changes any more."""
+
+
+def scan_killed_at(folder: Path, state: Path, call: int) -> bool:
+    """Scan, and end before the `call`-th time that a file of `state` takes its name or goes; whether it came to that."""
+    steps = 0
+
+    def counted(real: Callable[..., object]) -> Callable[..., object]:
+        def step(*args: object, **more: object) -> object:
+            nonlocal steps
+            steps += state in Path(str(args[0])).parents
+            if steps >= call:
+                raise Killed
+            return real(*args, **more)
+
+        return step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan_state, "_PAUSE", 0)
+        patch.setattr(Path, "replace", counted(Path.replace))
+        patch.setattr(Path, "unlink", counted(Path.unlink))
+        try:
+            scanned(folder, state)
+        except Killed:
+            return True
+    return False
+
+
+def test_a_scan_killed_at_any_step_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    write_pool(tmp_path / "pool", [20, 30, 10], punsafe=np.random.default_rng(5).random(60))
+    expected = scanned(tmp_path / "pool", None)
+    call = 1
+    while scan_killed_at(tmp_path / "pool", state := tmp_path / f"state-{call}", call):
+        assert scanned(tmp_path / "pool", state) == expected
+        assert sorted(path.name for path in state.iterdir()) == [".lock", "best-000003.npz", "scan.json"]
+        call += 1
+    assert call > 12
+
+
+def test_a_scan_that_goes_on_passes_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_state, "_PAUSE", 0)
+    write_pool(tmp_path / "pool", ROWS, punsafe=np.random.default_rng(5).random(1000))
+
+    def stop_late(done: int, everything: int) -> None:
+        if done > 0.8 * everything:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scanned(tmp_path / "pool", tmp_path / "state", stop_late)
+    told: list[int] = []
+    went_on = scanned(tmp_path / "pool", tmp_path / "state", lambda done, _: told.append(done))
+    assert told[0] > 0.7 * told[-1]
+    assert went_on == scanned(tmp_path / "pool", None)
+    again: list[int] = []
+    assert scanned(tmp_path / "pool", tmp_path / "state", lambda done, _: again.append(done)) == went_on
+    assert again == []
+
+
+def test_the_state_of_another_scan_and_a_damaged_one_are_refused(tmp_path: Path) -> None:
+    pool, _, _ = write_pool(tmp_path / "pool", ROWS)
+    xq = unit(np.random.default_rng(4), 3, 16)
+    scan_pool(pool, xq, 5, state=tmp_path / "state")
+    with pytest.raises(UsageError, match="holds a scan of other queries"):
+        scan_pool(pool, xq[:2], 5, state=tmp_path / "state")
+    [kept] = (tmp_path / "state").glob("best-*.npz")
+    data = bytearray(kept.read_bytes())
+    data[len(data) // 2] ^= 1
+    kept.write_bytes(data)
+    with pytest.raises(IntegrityError, match="its bytes changed"):
+        scan_pool(pool, xq, 5, state=tmp_path / "state")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("k", [1, 100, 3000])
+def test_a_gpu_finds_what_the_processor_finds(k: int) -> None:
+    rng = np.random.default_rng(k)
+    xq, xb = unit(rng, 1100, 96), clustered(rng, 200_000, 96)
+    shards = np.split(xb, [70_000, 70_001])
+    cpu, gpu = scan(xq, shards, k), scan(xq, shards, k, device="cuda")
+    np.testing.assert_allclose(gpu[0], cpu[0], rtol=0, atol=1e-7)
+    odd = cpu[1] != gpu[1]
+    np.testing.assert_array_equal(cpu[0][odd], gpu[0][odd])  # two sums in float64 may round to one float32 apart
+    assert odd.mean() < 1e-4
+
+
+@pytest.mark.gpu
+def test_a_gpu_takes_masks_and_small_blocks() -> None:
+    rng = np.random.default_rng(0)
+    xq, xb = unit(rng, 20, 48), unit(rng, 9000, 48).astype(np.float16)
+    allowed = rng.random(9000) < 0.2
+    found = scan(xq, np.split(xb, [4000]), 50, allowed=np.split(allowed, [4000]), block_rows=700, device="cuda:0")
+    assert_same(found, brute_force(xq, xb, 50, allowed))
