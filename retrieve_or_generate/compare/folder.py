@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieve_or_generate import __version__
+from retrieve_or_generate.curate.descriptor import find_descriptor
 from retrieve_or_generate.doctor import installed
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.executors import core_count
@@ -91,6 +92,7 @@ def inputs_key(experiment: Experiment, tasks: dict[str, Task]) -> str:
             "pool": open_pool(experiment.pool).fingerprint,
             "model": clip_fingerprint(experiment.model),
             "generator": generator_fingerprint(experiment.generator),
+            "descriptor": find_descriptor(experiment.curate).record,
         }
     )
 

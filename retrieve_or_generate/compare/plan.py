@@ -53,7 +53,10 @@ class TrialPlan:
 def plan_trials(
     experiment: Experiment, tasks: Mapping[str, Task], sets: Mapping[tuple[str, str], ImageSet], clip_fingerprint: str
 ) -> list[TrialPlan]:
-    """All trials of the grid; off the shelf is one trial a task. `UsageError` names a class that is too small."""
+    """All trials of the grid; off the shelf is one trial a task. `UsageError` names a class that is too small.
+
+    A class that one source leaves out is left out of all, by name in the trials' configuration; labels stay the task's.
+    """
     trials = []
     for name, task in tasks.items():
         shared = {
@@ -67,8 +70,11 @@ def plan_trials(
             trials.append(_trial(shared, name, "none", 0, 0, ()))
         drawn = {source: sets[name, source] for source in experiment.sources if source != "none"}
         counts = {str(source): image_set.counts() for source, image_set in drawn.items()}
+        excluded = {class_name for image_set in drawn.values() for class_name in image_set.excluded}
+        if excluded:
+            shared |= {"excluded": sorted(excluded, key=task.class_names.index)}
         for scale in experiment.scales if drawn else ():
-            quotas = tuple(int(n) for n in class_quotas(counts, scale, task.class_names))
+            quotas = tuple(int(n) for n in class_quotas(counts, scale, task.class_names, excluded))
             for source, image_set in drawn.items():
                 made_of = shared | {"image_set": image_set.record["files"]["manifest.parquet"]["sha256"]}
                 trials += [_trial(made_of, name, source, scale, seed, quotas) for seed in range(experiment.seeds)]
@@ -78,7 +84,8 @@ def plan_trials(
 def check_scales(experiment: Experiment, tasks: Mapping[str, Task], retrieved: Mapping[str, ImageSet]) -> None:
     """`UsageError` if a scale is larger than a retrieved set: what is generated to match it cannot be larger either."""
     for name, image_set in retrieved.items():
-        class_quotas({"retrieved": image_set.counts()}, max(experiment.scales), tasks[name].class_names)
+        counts = {"retrieved": image_set.counts()}
+        class_quotas(counts, max(experiment.scales), tasks[name].class_names, image_set.excluded)
 
 
 def _trial(shared: dict[str, Any], task: str, source: str, scale: int, seed: int, quotas: tuple[int, ...]) -> TrialPlan:

@@ -1,13 +1,15 @@
 """Curation: what every source's candidates go through alike, whatever they are and wherever they came from.
 
 Reads `candidates.parquet` and the shards of an image set folder; writes `manifest.parquet` and, last, `image_set.json`. In
-turn: copies of evaluation images go, then copies within the set, then all but the best-scored share of each class, then what
-is over the cap; what is left is ranked. Candidates are looked at in order of key, so the order they came in changes nothing.
+turn: copies of the task's own images go, then copies within the set, then all but the best-scored share of each class, then what
+is over the cap, then what is left of a class that is too small; the rest is ranked. Candidates are looked at in order of key, so
+the order they came in changes nothing. What was computed of the images stays in `.described/` and is used again while it holds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieve_or_generate.curate import descriptor
-from retrieve_or_generate.curate.balance import seeded_ranks, within_cap
+from retrieve_or_generate.curate import perceptual
+from retrieve_or_generate.curate.balance import seeded_ranks, short_classes, within_cap
 from retrieve_or_generate.curate.decontaminate import EvaluationImages, contaminated, evaluation_images
 from retrieve_or_generate.curate.deduplicate import duplicates
-from retrieve_or_generate.curate.descriptor import Thumbnails
-from retrieve_or_generate.curate.score import clip_scores, top_fraction
+from retrieve_or_generate.curate.described import Described
+from retrieve_or_generate.curate.descriptor import Descriptor, find_descriptor
+from retrieve_or_generate.curate.kinds import ArrayCache, Kind, View, describe
+from retrieve_or_generate.curate.score import best_template_scores, clip_scores, top_fraction
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.experiment import CurateSettings
 from retrieve_or_generate.image_set import (
     CANDIDATES,
     MANIFEST,
+    MANIFEST_TABLE,
     SEAL,
     ImageSet,
     ShardReader,
@@ -33,53 +38,81 @@ from retrieve_or_generate.image_set import (
     load_image_set,
     read_table,
     seal_image_set,
+    write_table,
 )
-from retrieve_or_generate.models import Clip, image_features
-from retrieve_or_generate.pixels import decode_all
+from retrieve_or_generate.models import Clip, image_features, text_features
 from retrieve_or_generate.tasks.base import Task
 
 __all__ = ["Described", "curate", "decide"]
 
+Progress = Callable[[int, int], None]
+_CACHE = ".described"
 _BATCH = 256
+_SHOWN = 3  # classes that a message names
 
 
-@dataclass(frozen=True)
-class Described:
-    """What curation looks at, a row for each candidate that has an image, sorted by key. `features` are of unit length."""
+def curate(
+    folder: Path,
+    *,
+    task: Task,
+    clip: Clip,
+    settings: CurateSettings,
+    excluded: Collection[str] = (),
+    progress: Progress | None = None,
+) -> ImageSet:
+    """Decide on every candidate in `folder`, seal the image set, and open it.
 
-    keys: np.ndarray
-    labels: np.ndarray
-    sha256: np.ndarray
-    features: np.ndarray
-    thumbnails: Thumbnails
-    scores: np.ndarray
+    A set that was curated so before is opened as it is. Classes that are `excluded`, because the set that this one is made after
+    excludes them, are left out here too. `progress` is called with images looked at and images in all.
 
-    def take(self, rows: np.ndarray) -> Described:
-        return Described(
-            self.keys[rows],
-            self.labels[rows],
-            self.sha256[rows],
-            self.features[rows],
-            self.thumbnails.take(rows),
-            self.scores[rows],
-        )
+    Raises:
+        UsageError: candidates that are unfinished or another task's, a descriptor without weights, or a class that is too small.
+        IntegrityError: a file changed.
+    """
+    descriptor = find_descriptor(settings)
+    curation = _record(task, clip, settings, descriptor)
+    if (image_set := _finished(folder, task, curation)) is not None:
+        return image_set
+    table = _open_candidates(folder, task)
+    (folder / SEAL).unlink(missing_ok=True)
+    with_image = table.filter(pc.equal(table["reason"], "")).sort_by("key")
+    kind = descriptor.kind(clip.image_size, clip.device)
+    described = _describe(folder, with_image, task, clip, kind, settings, progress)
+    evaluation = evaluation_images(task, settings.decontaminate_against, kind) if settings.decontaminate else None
+    reasons, copied = decide(described, evaluation, settings, descriptor, str(clip.device))
+    left_out = _leave_out(folder, task, table, described, reasons, settings, excluded)
+    ranks = np.full(len(reasons), -1, np.int64)
+    rows, kept = _left(described, reasons)
+    ranks[rows] = seeded_ranks(task.name, kept.labels, kept.keys)
+    evaluation_copies = {str(described.keys[row]): key for row, key in sorted(copied.items())}
+    manifest = _manifest(table, described, reasons, ranks)
+    seal_image_set(folder, manifest, curation=curation, evaluation_copies=evaluation_copies, excluded=left_out)
+    return load_image_set(folder, task.name, verify=False)
 
 
 def decide(
-    described: Described, evaluation: EvaluationImages | None, settings: CurateSettings
+    described: Described,
+    evaluation: EvaluationImages | None,
+    settings: CurateSettings,
+    descriptor: Descriptor,
+    device: str = "cpu",
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Why each row is dropped, (n,) of str, "" for those that stay; and which evaluation image a contaminated row copies."""
+    """Why each row is dropped, (n,) of str, "" for those that stay; and which evaluation image a contaminated row copies.
+
+    Only a class that is too small is not known here yet (`short_classes`).
+    """
     reasons = np.full(len(described.keys), "", dtype="<U16")
-    copied = {} if evaluation is None else contaminated(described.sha256, described.thumbnails, evaluation)
+    copied: dict[int, str] = {}
+    if evaluation is not None:
+        comparison = descriptor.comparison(described.descriptors, evaluation.descriptors)
+        copied = contaminated(described.sha256, evaluation, comparison, device)
     reasons[list(copied)] = "contaminated"
     if settings.deduplicate:
         rows, left = _left(described, reasons)
-        surplus = duplicates(
-            left.sha256, left.features, left.thumbnails, left.scores, left.keys, settings.duplicate_cosine
-        )
-        reasons[rows[surplus]] = "duplicate"
+        comparing = partial(left.comparisons, settings, descriptor)
+        reasons[rows[duplicates(left.sha256, left.scores, left.keys, comparing, device)]] = "duplicate"
     rows, left = _left(described, reasons)
-    reasons[rows[~top_fraction(left.scores, left.labels, left.keys, settings.keep_fraction)]] = "clip_score"
+    reasons[rows[~_scored_well(left, settings)]] = "clip_score"
     rows, left = _left(described, reasons)
     reasons[rows[~within_cap(left.scores, left.labels, left.keys, settings.class_cap)]] = "class_cap"
     return reasons, copied
@@ -90,25 +123,113 @@ def _left(described: Described, reasons: np.ndarray) -> tuple[np.ndarray, Descri
     return rows, described.take(rows)
 
 
-def _describe(folder: Path, table: pa.Table, clip: Clip, class_weights: np.ndarray) -> Described:
-    """Decode every image of `table` once, in batches; nothing but features and thumbnails is held."""
-    places = list(zip(table["shard"].to_pylist(), table["key"].to_pylist(), strict=True))
+def _scored_well(left: Described, settings: CurateSettings) -> np.ndarray:
+    """Rows that reach the threshold, if there is one, and are of the best share of their class, if not all of it is kept."""
+    well = np.ones(len(left.keys), bool)
+    if settings.least_score is not None:
+        well &= left.scores >= settings.least_score
+    if settings.keep_fraction is not None:
+        well &= top_fraction(left.scores, left.labels, left.keys, settings.keep_fraction)
+    return well
+
+
+def _record(task: Task, clip: Clip, settings: CurateSettings, descriptor: Descriptor) -> dict[str, Any]:
+    """What the decisions follow from, the candidates aside. No path stands here: the descriptor is named by its weights."""
+    return {
+        "settings": settings.model_dump(mode="json", exclude={"descriptor", "descriptor_threshold"}),
+        "descriptor": descriptor.record,
+        "clip": clip.fingerprint,
+        "task": task.fingerprint,
+    }
+
+
+def _describe(
+    folder: Path,
+    table: pa.Table,
+    task: Task,
+    clip: Clip,
+    kind: Kind,
+    settings: CurateSettings,
+    progress: Progress | None,
+) -> Described:
+    """Look at every image of `table` once; nothing but embeddings, descriptors and hashes is held."""
+    keys, sha256 = table["key"].to_pylist(), table["sha256"].to_pylist()
+    places = list(zip(table["shard"].to_pylist(), keys, strict=True))
+    reader, cache = ShardReader(folder), ArrayCache(folder / _CACHE)
+    square = View("square", clip.image_size)
+    kinds = [
+        Kind("clip", clip.fingerprint, square, partial(image_features, clip, batch_size=_BATCH)),
+        kind,
+        Kind(perceptual.NAME, perceptual.NAME, square, perceptual.describe),
+    ]
+    named = [f"{folder}: {shard}: {key}" for shard, key in places]
+    features, descriptors, hashes = describe(
+        kinds, sha256, named, lambda start, stop: reader.read(places[start:stop]), cache, progress
+    )
+    cache.keep_used()
     labels = table["label"].to_numpy()
-    reader = ShardReader(folder)
-    features = [np.zeros((0, clip.embed_dim), np.float32)]
-    thumbnails = [descriptor.describe(decode_all([], clip.image_size))]
-    for start in range(0, len(places), _BATCH):
-        pixels = decode_all(reader.read(places[start : start + _BATCH]), clip.image_size)
-        features.append(image_features(clip, pixels, batch_size=_BATCH))
-        thumbnails.append(descriptor.describe(pixels))
-    stacked = np.concatenate(features)
+    scores = _scores(task, clip, features, labels, settings)
     return Described(
-        np.array([key for _, key in places], dtype=np.str_),
-        labels,
-        np.array(table["sha256"].to_pylist(), dtype=np.str_),
-        stacked,
-        descriptor.stack(thumbnails),
-        clip_scores(stacked, class_weights, labels),
+        np.array(keys, dtype=np.str_), labels, np.array(sha256, dtype=np.str_), features, descriptors, hashes, scores
+    )
+
+
+def _scores(task: Task, clip: Clip, features: np.ndarray, labels: np.ndarray, settings: CurateSettings) -> np.ndarray:
+    if settings.score == "mean":
+        class_weights = clip.class_weights(task.class_names, task.templates).cpu().numpy()
+        return clip_scores(features, class_weights, labels)
+
+    def template_features(label: int) -> np.ndarray:
+        return text_features(clip, [template.replace("{}", task.class_names[label]) for template in task.templates])
+
+    return best_template_scores(features, template_features, labels)
+
+
+def _leave_out(
+    folder: Path,
+    task: Task,
+    table: pa.Table,
+    described: Described,
+    reasons: np.ndarray,
+    settings: CurateSettings,
+    excluded: Collection[str],
+) -> list[str]:
+    """Give what is left of classes that are `excluded` or too small its reason; their names, in the order of the task's ids.
+
+    Raises `UsageError` where that is not asked for. The decisions are then written, without a seal: a user can see what went why.
+    """
+    names = task.class_names
+    short = short_classes(described.labels[reasons == ""], len(names), settings.least_per_class).tolist()
+    new = [label for label in short if names[label] not in excluded]
+    left_out = sorted({*new, *(names.index(name) for name in excluded)})
+    if new and (settings.on_short_class == "error" or len(left_out) == len(names)):
+        write_table(folder / MANIFEST_TABLE, _manifest(table, described, reasons, np.full(len(reasons), -1, np.int64)))
+        raise UsageError(_too_small(folder, task, described, reasons, settings, new))
+    reasons[(reasons == "") & np.isin(described.labels, left_out)] = "short_class"
+    return [names[label] for label in left_out]
+
+
+def _too_small(
+    folder: Path, task: Task, described: Described, reasons: np.ndarray, settings: CurateSettings, short: list[int]
+) -> str:
+    """Which classes are too small, and what to do."""
+    told = []
+    for label in short[:_SHOWN]:
+        mine = reasons[described.labels == label]
+        why, counts = np.unique(mine[mine != ""], return_counts=True)
+        gone = ", ".join(f"{count} {reason}" for reason, count in zip(why.tolist(), counts.tolist(), strict=True))
+        told.append(
+            f"{task.class_names[label]!r} keeps {(mine == '').sum()} of {len(mine)} images" + f" ({gone})" * bool(gone)
+        )
+    more = f" and {len(short) - _SHOWN} more classes" if len(short) > _SHOWN else ""
+    way_out = (
+        "or leave such classes out, for every source, with curate.on_short_class=exclude"
+        if len(short) < len(task.class_names)
+        else "there is no class that keeps enough"
+    )
+    return (
+        f"{folder}: {'; '.join(told)}{more}, under curate.least_per_class={settings.least_per_class} "
+        f"({MANIFEST_TABLE} has the reason of each): get more candidates, keep more of them, {way_out}"
     )
 
 
@@ -139,29 +260,3 @@ def _finished(folder: Path, task: Task, curation: dict[str, Any]) -> ImageSet | 
         return None
     image_set = load_image_set(folder, task.name)
     return image_set if image_set.record["curation"] == curation else None
-
-
-def curate(folder: Path, *, task: Task, clip: Clip, settings: CurateSettings) -> ImageSet:
-    """Decide on every candidate in `folder`, seal the image set, and open it.
-
-    A set that was curated so before is opened as it is. Raises `UsageError` for candidates that are unfinished or another
-    task's, `IntegrityError` for a file that changed.
-    """
-    curation = {"settings": settings.model_dump(mode="json"), "clip": clip.fingerprint, "task": task.fingerprint}
-    curation["descriptor"] = descriptor.NAME
-    if (image_set := _finished(folder, task, curation)) is not None:
-        return image_set
-    table = _open_candidates(folder, task)
-    (folder / SEAL).unlink(missing_ok=True)
-    with_image = table.filter(pc.equal(table["reason"], "")).sort_by("key")
-    class_weights = clip.class_weights(task.class_names, task.templates).cpu().numpy()
-    described = _describe(folder, with_image, clip, class_weights)
-    evaluation = evaluation_images(task, clip.image_size) if settings.decontaminate else None
-    reasons, copied = decide(described, evaluation, settings)
-    ranks = np.full(len(reasons), -1, np.int64)
-    rows, kept = _left(described, reasons)
-    ranks[rows] = seeded_ranks(task.name, kept.labels, kept.keys)
-    evaluation_copies = {str(described.keys[row]): key for row, key in sorted(copied.items())}
-    manifest = _manifest(table, described, reasons, ranks)
-    seal_image_set(folder, manifest, curation=curation, evaluation_copies=evaluation_copies)
-    return load_image_set(folder, task.name, verify=False)

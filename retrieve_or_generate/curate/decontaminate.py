@@ -1,41 +1,61 @@
-"""Copies of a task's validation and test images among the candidates: what is trained on must not be what is tested on."""
+"""Copies of a task's own images among the candidates: what is trained on must not be what is tested on."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from retrieve_or_generate.curate.descriptor import Thumbnails, copies, describe
-from retrieve_or_generate.pixels import decode_all
-from retrieve_or_generate.tasks.base import Task
+from retrieve_or_generate.curate.kinds import ArrayCache, Kind, describe
+from retrieve_or_generate.curate.near import Comparison, copies
+from retrieve_or_generate.store import cache_folder
+from retrieve_or_generate.tasks.base import SplitName, Task
 
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """The images that no training image may copy. `keys` are `SPLIT/KEY`."""
+    """The images that no training image may copy. `keys` are `SPLIT/KEY`, `descriptors` (n, d)."""
 
     keys: tuple[str, ...]
     sha256: np.ndarray
-    thumbnails: Thumbnails
+    descriptors: np.ndarray
 
 
-def evaluation_images(task: Task, size: int) -> EvaluationImages:
-    """Validation and test images of `task`, brought to `size` as the candidates are."""
-    splits = {name: task.split(name) for name in ("val", "test")}
-    keys = tuple(f"{name}/{key}" for name, split in splits.items() for key in split.keys)
-    images = [image for split in splits.values() for image in split.images]
-    sha256 = np.array([hashlib.sha256(image).hexdigest() for image in images])
-    return EvaluationImages(keys, sha256, describe(decode_all(images, size)))
+def evaluation_images(task: Task, splits: Sequence[SplitName], kind: Kind) -> EvaluationImages:
+    """The images of these splits of `task`, described as the candidates are; descriptors are kept in the cache folder.
+
+    Raises `IntegrityError` naming an image that cannot be decoded.
+    """
+    cache = ArrayCache(cache_folder() / "descriptors")
+    described = [_described(task, split, kind, cache) for split in splits]
+    return EvaluationImages(
+        tuple(key for one in described for key in one.keys),
+        np.concatenate([one.sha256 for one in described]),
+        np.concatenate([one.descriptors for one in described]),
+    )
 
 
-def contaminated(sha256: np.ndarray, thumbnails: Thumbnails, evaluation: EvaluationImages) -> dict[int, str]:
-    """Candidates that copy an evaluation image: row to the image's key, the first where there are several."""
-    i, j = copies(thumbnails, evaluation.thumbnails)
+def _described(task: Task, name: SplitName, kind: Kind, cache: ArrayCache) -> EvaluationImages:
+    split = task.split(name)
+    keys = tuple(f"{name}/{key}" for key in split.keys)
+    sha256 = [hashlib.sha256(image).hexdigest() for image in split.images]
+    named = [f"{task.folder}: {key}" for key in keys]
+    (descriptors,) = describe([kind], sha256, named, lambda start, stop: split.images[start:stop], cache)
+    return EvaluationImages(keys, np.array(sha256, dtype=np.str_), descriptors)
+
+
+def contaminated(
+    sha256: np.ndarray, evaluation: EvaluationImages, comparison: Comparison, device: torch.device | str = "cpu"
+) -> dict[int, str]:
+    """Candidates that copy an evaluation image, by equal bytes or by `comparison` (candidates on its left, evaluation images on its
+    right): row to the image's key, the first where there are several.
+    """
     by_hash = {digest: row for row, digest in reversed(list(enumerate(evaluation.sha256)))}
     found: dict[int, str] = {}
-    for row, other in zip(i.tolist(), j.tolist(), strict=True):
+    for row, other in zip(*(side.tolist() for side in copies(comparison, device)), strict=True):
         found.setdefault(row, evaluation.keys[other])
     for row, digest in enumerate(sha256):
         if digest in by_hash:

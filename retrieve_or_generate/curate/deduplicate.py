@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from retrieve_or_generate.curate.descriptor import Thumbnails, copies
+from retrieve_or_generate.curate.near import Comparison, surplus
+
+if TYPE_CHECKING:
+    import torch
+
+Comparing = Callable[[np.ndarray], Sequence[Comparison]]
+"""Rows, (n,) int64, to comparisons of just these rows, in this order, with themselves."""
 
 
 def duplicates(
-    sha256: np.ndarray,
-    features: np.ndarray,
-    thumbnails: Thumbnails,
-    scores: np.ndarray,
-    keys: np.ndarray,
-    cosine: float,
+    sha256: np.ndarray, scores: np.ndarray, keys: np.ndarray, comparing: Comparing, device: torch.device | str = "cpu"
 ) -> np.ndarray:
-    """Which rows go, (n,) bool: all but the best of equal bytes, then all but the best of what shows one picture.
+    """Which rows go, (n,) bool: all but the best of equal bytes, then, from the best down, what copies one that stays.
 
-    Best is the highest score, then the first key. `features` is (n, d) of unit length.
+    Best is the highest score, then the first key.
     """
     order = np.lexsort((keys, -scores))
-    best = order[np.unique(sha256[order], return_index=True)[1]]
-    pairs = near_pairs(features[best], thumbnails.take(best), cosine)
+    first = np.unique(sha256[order], return_index=True)[1]
+    best = order[np.sort(first)]
     goes = np.ones(len(keys), bool)
-    goes[best] = surplus(pairs, scores[best], keys[best])
-    return goes
-
-
-def near_pairs(features: np.ndarray, thumbnails: Thumbnails, cosine: float) -> np.ndarray:
-    """Pairs of rows (pairs, 2) with copies for thumbnails and an embedding cosine from `cosine` on."""
-    i, j = copies(thumbnails, thumbnails)
-    i, j = i[i < j], j[i < j]
-    near = np.einsum("nd,nd->n", features[i], features[j]) >= cosine
-    return np.stack([i[near], j[near]], axis=1)
-
-
-def surplus(pairs: np.ndarray, scores: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Which rows go, (n,) bool: going from the best score down (then by key), every copy of one that stays.
-
-    No two rows that stay are a pair, and every row that goes has a partner that stays: a chain of likenesses does not pull
-    down its far end.
-    """
-    position = np.empty(len(scores), np.int64)
-    position[np.lexsort((keys, -scores))] = np.arange(len(scores))
-    swap = position[pairs[:, 0]] > position[pairs[:, 1]]
-    ordered = np.where(swap[:, None], pairs[:, ::-1], pairs)
-    goes = np.zeros(len(scores), bool)
-    for better, worse in ordered[np.argsort(position[ordered[:, 1]], kind="stable")]:
-        goes[worse] |= not goes[better]
+    goes[best] = surplus(comparing(best), len(best), device)
     return goes

@@ -1,8 +1,12 @@
-"""The CLIP score of an image for its class, and the share of each class that it keeps (2406.05184, section 3.3)."""
+"""The CLIP score of an image for its class, and what it keeps (2406.05184, section 3.3)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+
+_ROWS = 65_536  # scored at once
 
 
 def clip_scores(features: np.ndarray, class_weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -10,7 +14,26 @@ def clip_scores(features: np.ndarray, class_weights: np.ndarray, labels: np.ndar
 
     A class is one vector, the normalised mean over its templates, as in the paper's code (its text says maximum).
     """
-    return np.asarray(np.einsum("nd,dn->n", features, class_weights[:, labels]), dtype=np.float32)
+    scores = np.empty(len(labels), np.float32)
+    for start in range(0, len(labels), _ROWS):
+        part = slice(start, start + _ROWS)
+        scores[part] = np.einsum("nd,dn->n", features[part], class_weights[:, labels[part]])
+    return scores
+
+
+def best_template_scores(
+    features: np.ndarray, template_features: Callable[[int], np.ndarray], labels: np.ndarray
+) -> np.ndarray:
+    """Cosine of each image with the template of its own class that fits it best, as the paper's text has it.
+
+    `features` is (n, d) of unit length, `labels` (n,); `template_features` gives a class its (templates, d), of unit length. The
+    result is (n,) float32.
+    """
+    scores = np.empty(len(labels), np.float32)
+    for label in np.unique(labels).tolist():
+        rows = np.flatnonzero(labels == label)
+        scores[rows] = (features[rows] @ template_features(label).T).max(1)
+    return scores
 
 
 def places(scores: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:

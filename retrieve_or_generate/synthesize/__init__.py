@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from retrieve_or_generate.curate.curation import curate
+from retrieve_or_generate.curate.descriptor import find_descriptor
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.experiment import CurateSettings, SynthesizeSettings
 from retrieve_or_generate.image_set import ImageSet, ImageSetWriter, candidates_record
@@ -60,6 +61,7 @@ def synthesize(
     `UsageError` if `like` is of another task, or `out` holds something else.
     """
     _same_task(task, like)
+    find_descriptor(curation)  # weights that are not there are told of before anything is generated
     requests = [
         _Request(
             f"{label:04d}-{i:06d}",
@@ -76,7 +78,7 @@ def synthesize(
         return generator.generate([r.prompt for r in part], [r.seed for r in part], settings)
 
     _write(out, task, "synthetic", config, requests, images_of, settings.batch_size, progress)
-    return curate(out, task=task, clip=clip, settings=curation)
+    return curate(out, task=task, clip=clip, settings=curation, excluded=like.excluded)
 
 
 def perturb(
@@ -97,10 +99,12 @@ def perturb(
     many kept images of each class. An image's noise follows from its key, so it is the same at every strength.
     """
     _same_task(task, init)
+    find_descriptor(curation)
     if not 0 <= strength <= 1:
         raise UsageError(f"strength {strength}: a number from 0 to 1")
-    rows = init.manifest[init.manifest["reason"].isin(_STILL_IN)]
+    rows = init.manifest[init.manifest["reason"].isin(_STILL_IN) & ~init.manifest["class_name"].isin(init.excluded)]
     if first is not None:
+        curation = curation.model_copy(update={"least_per_class": 0})  # a sample to look at, not a set to train on
         rows = rows[(rows["rank"] >= 0) & (rows["rank"] < first)]
     requests = [
         _Request(
@@ -120,7 +124,7 @@ def perturb(
         return generator.perturb(before, [r.prompt for r in part], [r.seed for r in part], strength, settings)
 
     _write(out, task, "perturbed", config, requests, images_of, settings.batch_size, progress, strength)
-    return curate(out, task=task, clip=clip, settings=curation)
+    return curate(out, task=task, clip=clip, settings=curation, excluded=init.excluded)
 
 
 def _same_task(task: Task, given: ImageSet) -> None:
@@ -132,7 +136,7 @@ def _same_task(task: Task, given: ImageSet) -> None:
 
 def _candidates(kept: int, curation: CurateSettings) -> int:
     """How many of a class to generate so that the filter, which rounds up, keeps `kept` of them."""
-    return math.floor(round(kept / curation.keep_fraction, 9))
+    return math.floor(round(kept / (curation.keep_fraction or 1), 9))
 
 
 def _config(task: Task, of: ImageSet, generator: Generator, settings: SynthesizeSettings) -> dict[str, Any]:

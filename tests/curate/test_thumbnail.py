@@ -10,14 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from retrieve_or_generate.curate import descriptor
-from retrieve_or_generate.curate.descriptor import Thumbnails, copies, describe, stack
+from retrieve_or_generate.curate import near, thumbnail
+from retrieve_or_generate.curate.thumbnail import describe
 from retrieve_or_generate.pixels import decode, decode_all, encode_jpeg
 from retrieve_or_generate.pocket.pictures import TASKS, evaluation_split
 
 
-def _all(pixels: np.ndarray) -> Thumbnails:
+def _all(pixels: np.ndarray) -> np.ndarray:
     return describe(np.ascontiguousarray(pixels))
+
+
+def copies(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return near.copies(thumbnail.comparison(a, b))
 
 
 def _evaluation(task: str, split: str = "val", most: int = 80) -> np.ndarray:
@@ -87,26 +91,19 @@ def test_colour_tells_pictures_apart() -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32), st.integers(1, 12), st.integers(0, 12), st.integers(1, 5))
-def test_the_gate_loses_no_pair(seed: int, n: int, m: int, block: int) -> None:
+def test_neither_gate_nor_line_loses_a_pair(seed: int, n: int, m: int, block: int) -> None:
     rng = np.random.default_rng(seed)
     base = rng.integers(0, 256, (3, 3, 8, 8)).repeat(4, 2).repeat(4, 3)
     noise = rng.normal(0, rng.uniform(0, 12, (n + m, 1, 1, 1)), (n + m, 3, 32, 32))
     pixels = np.clip(base[rng.integers(0, 3, n + m)] + noise, 0, 255).astype(np.uint8)
     a, b = _all(pixels[:n]), _all(pixels[n:])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(descriptor, "_BLOCK_ROWS", block)
+        for name in ("_BLOCK", "_STEP", "_GROUP", "_COLUMNS", "_LOOKED_AT"):
+            patch.setattr(near, name, block)
         i, j = copies(a, b)
     rows, columns = np.divmod(np.arange(n * m), max(m, 1))
-    agree = descriptor._agree(a.take(rows), b.take(columns))
+    agree = thumbnail.agree(a[rows], b[columns])
     assert np.array_equal(i, rows[agree])
     assert np.array_equal(j, columns[agree])
     back_j, back_i = copies(b, a)
     assert set(zip(i, j, strict=True)) == set(zip(back_i, back_j, strict=True))
-
-
-def test_stack_keeps_order() -> None:
-    thumbnails = _all(_evaluation("digits")[:5])
-    together = stack([thumbnails.take(np.arange(2)), thumbnails.take(np.arange(2, 5))])
-    assert np.array_equal(together.luminance, thumbnails.luminance)
-    assert np.array_equal(together.colour, thumbnails.colour)
-    assert len(together) == 5
