@@ -7,6 +7,7 @@ over. The user's own list lies in the cache folder and always counts; `rog taked
 
 from __future__ import annotations
 
+import hashlib
 import re
 import urllib.parse
 from collections.abc import Iterable
@@ -77,6 +78,13 @@ class Blocklist:
             or any(one in self.digests for one in digests)
             or (bool(self.ids) and id is not None and _row_id(id) in self.ids)
         )
+
+    def blocks_bytes(self, data: bytes) -> bool:
+        """Whether the hash of these bytes is listed."""
+        if not self.digests:
+            return False
+        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return md5 in self.digests or hashlib.sha256(data).hexdigest() in self.digests
 
 
 def add_to_blocklist(entries: Iterable[str], path: Path | None = None) -> list[str]:

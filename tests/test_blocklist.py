@@ -37,6 +37,13 @@ def test_an_id_may_be_a_hash() -> None:
     assert Blocklist.of([MD5]).blocks(id=MD5)
 
 
+def test_bytes_are_blocked_by_either_hash() -> None:
+    assert Blocklist.of([MD5]).blocks_bytes(b"")
+    assert Blocklist.of([SHA256]).blocks_bytes(b"")
+    assert not Blocklist.of([MD5, SHA256]).blocks_bytes(b"x")
+    assert not Blocklist.of(["7"]).blocks_bytes(b"")
+
+
 @pytest.mark.parametrize(
     "url",
     [

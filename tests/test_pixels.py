@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
+from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -12,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from retrieve_or_generate.experiment import DownloadSettings
 from retrieve_or_generate.pixels import (
+    MAX_PIXELS,
     UndecodableImage,
     decode,
     decode_all,
@@ -130,6 +135,17 @@ def test_every_orientation_stands_upright(orientation: int) -> None:
         assert np.array_equal(decode(data), np.asarray(ImageOps.exif_transpose(image)))
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_deep_greys_and_palettes_stand_upright_too(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    deep = Image.fromarray(np.linspace(0, 65535, 24 * 40).reshape(24, 40).astype(np.uint16))
+    palette = Image.fromarray(_smooth()).quantize(16)
+    for image in (deep, palette):
+        plain, turned = decode(_saved(image, "PNG")), decode(_saved(image, "PNG", exif=exif))
+        assert np.array_equal(turned, np.rot90(plain, {3: 2, 6: -1}[orientation]))
+
+
 def test_damaged_exif_leaves_the_picture_as_stored() -> None:
     data = _saved(Image.fromarray(_smooth()), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\0\1")
     assert decode(data).shape == (24, 40, 3)
@@ -162,6 +178,14 @@ def test_moving_pictures_are_refused(kind: str) -> None:
     assert _reason(_saved(frames[0], kind, save_all=True, append_images=frames[1:])) == "animated"
 
 
+def test_of_a_jpeg_with_several_pictures_the_first_is_the_picture() -> None:
+    """Phones append a depth map or a second view to the photograph; a viewer shows the photograph."""
+    first, second = Image.fromarray(_smooth()), Image.fromarray(_noise())
+    data = _saved(first, "MPO", save_all=True, append_images=[second])
+    assert suffix_of(data) == "jpg"
+    assert np.abs(decode(data).astype(int) - _smooth()).mean() < 6
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_truncated_files_are_refused(kind: str) -> None:
     data = _saved(Image.fromarray(_noise(64, 64)), kind)
@@ -175,6 +199,27 @@ def test_a_bomb_is_refused_by_its_header(size: int) -> None:
     assert _reason(_png(size, 8_192, 8, 2, b"\0")) in ("too_large", "broken")
 
 
+def test_the_pixel_limit_is_the_settings_and_can_be_lower() -> None:
+    assert DownloadSettings().most_pixels == MAX_PIXELS
+    data = encode_png(_noise(10, 10))
+    assert decode(data, 100).shape == (10, 10, 3)
+    with pytest.raises(UndecodableImage, match="10×10 pixels, more than 99"):
+        decode(data, 99)
+
+
+def test_text_and_profile_bombs_cost_nothing() -> None:
+    """50 MB of zeros in a compressed text or profile chunk: 50 kB of file."""
+    packed = zlib.compress(bytes(50_000_000), 9)
+    for kind, head in ((b"zTXt", b"Comment\0\0"), (b"iCCP", b"profile\0\0"), (b"iTXt", b"Comment\0\1\0\0\0")):
+        chunk = kind + head + packed
+        extra = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        tracemalloc.start()
+        with suppress(UndecodableImage):
+            assert decode(_png(2, 2, 8, 2, b"\0" + bytes(6) + b"\0" + bytes(6), extra)).shape == (2, 2, 3)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+        tracemalloc.stop()
+
+
 def test_the_pixel_limit_is_a_reason_of_its_own() -> None:
     assert _reason(_png(8_192 + 1, 8_192, 1, 0, b"\0")) == "too_large"
     assert _reason(_png(30_000, 30_000, 1, 0, b"\0")) == "too_large"
@@ -186,6 +231,65 @@ _SEEDS = [
     _saved(Image.fromarray(_noise()), "WEBP"),
     _saved(Image.fromarray(_noise()).quantize(8), "PNG"),
 ]
+_REASONS = ("empty", "format", "too_large", "animated", "mode", "broken")
+
+
+def _exif() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "described"
+    return exif
+
+
+def _more_seeds() -> list[bytes]:
+    """One of every kind that decodes: depths, palettes, transparency, profiles, interlacing, progression, several pictures."""
+    rgb, grey = Image.fromarray(_noise(16, 20)), Image.fromarray(_noise(16, 20)[..., 0])
+    deep = Image.fromarray(np.arange(320, dtype=np.uint16).reshape(16, 20) * 200)
+    return [
+        *_SEEDS,
+        _saved(grey, "PNG"),
+        _saved(deep, "PNG"),
+        _saved(rgb.convert("RGBA"), "PNG", exif=_exif()),
+        _saved(rgb.convert("CMYK"), "JPEG"),
+        _saved(rgb, "JPEG", progressive=True, exif=_exif()),
+        _saved(rgb, "MPO", save_all=True, append_images=[rgb]),
+        _saved(rgb.convert("RGBA"), "WEBP", lossless=True, exif=_exif()),
+        _saved(rgb.convert("1"), "PNG"),
+    ]
+
+
+def _mutant(rng: np.random.Generator, data: bytes) -> bytes:
+    """Bytes flipped, overwritten with telling numbers, cut out, doubled, cut off, or swapped with another file's."""
+    out = bytearray(data)
+    for _ in range(rng.integers(1, 5)):
+        at, size, how = int(rng.integers(len(out))), int(rng.integers(1, 9)), rng.integers(5)
+        if how == 0:
+            out[at] ^= 1 << int(rng.integers(8))
+        elif how == 1:
+            out[at : at + 4] = [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\0\1"][rng.integers(4)]
+        elif how == 2:
+            del out[at : at + size]
+        elif how == 3:
+            out[at:at] = out[at : at + size]
+        else:
+            del out[max(at, 4) :]
+        if not out:
+            break
+    return bytes(out)
+
+
+def test_ten_thousand_mutants_give_pixels_or_a_reason() -> None:
+    rng, seeds, told = np.random.default_rng(0), _more_seeds(), Counter[str]()
+    for turn in range(10_000):
+        try:
+            pixels = decode(_mutant(rng, seeds[turn % len(seeds)]))
+            assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
+            told["decoded"] += 1
+        except UndecodableImage as error:
+            told[error.reason] += 1
+    assert told.total() == 10_000
+    assert set(told) <= {"decoded", *_REASONS}
+    assert min(told["decoded"], told["broken"], told["format"]) > 100, "the mutants reach the parsers"
 
 
 @settings(max_examples=300, deadline=None)
@@ -198,7 +302,7 @@ def test_damage_gives_pixels_or_a_reason(data: bytes, changes: list[tuple[int, i
         pixels, reason = decode(bytes(damaged)), ""
     except UndecodableImage as error:
         pixels, reason = np.zeros((0, 0, 3), np.uint8), error.reason
-    assert reason in ("", "empty", "format", "too_large", "animated", "mode", "broken")
+    assert reason in ("", *_REASONS)
     assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
 
 

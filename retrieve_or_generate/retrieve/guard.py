@@ -312,7 +312,8 @@ class _Reader(io.RawIOBase):
 
 
 def _body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
-    encoding, declared = response.headers.get("Content-Encoding", "identity"), response.headers.get("Content-Length")
+    encoding, lengths = response.headers.get("Content-Encoding", "identity"), response.headers.get_all("Content-Length")
+    declared = ", ".join(dict.fromkeys(lengths)) if lengths else None
     if encoding.strip().lower() != "identity":
         raise Failed("encoding", f"{encoding}, though none was asked for")
     if declared is not None and not (declared.isascii() and declared.isdigit()):

@@ -14,7 +14,7 @@ from email.message import Message
 import pytest
 
 from retrieve_or_generate.blocklist import Blocklist
-from retrieve_or_generate.retrieve.addresses import is_global
+from retrieve_or_generate.retrieve.addresses import is_global, system_resolver
 from retrieve_or_generate.retrieve.guard import DownloadPolicy, NotFetched, Session, fetch, opted_out
 from retrieve_or_generate.retrieve.hosts import Hosts
 
@@ -80,29 +80,27 @@ def test_addresses_that_are_global(address: str) -> None:
     assert is_global(address)
 
 
-LOOPBACK_SPELLINGS = [
-    "127.0.0.1",
-    "localhost",
-    "2130706433",
-    "0x7f000001",
-    "0177.0.0.1",
-    "127.1",
-    "[::1]",
-    "[::ffff:127.0.0.1]",
-    "0",
-]
+LOOPBACK_SPELLINGS = (
+    "127.0.0.1 localhost LOCALHOST localhost. 2130706433 0x7f000001 0177.0.0.1 017700000001 0x7f.1 127.1 127.0.1 127.8.8.8 "
+    "0 0.0.0.0 127.000.000.001 127.0.0.1. １２７.0.0.1 ①②⑦.⓪.⓪.① %31%32%37.0.0.1 [::1] [::] [0:0:0:0:0:0:0:1] [::ffff:127.0.0.1] "
+    "[::ffff:7f00:1] [::127.0.0.1] [64:ff9b::7f00:1] [2002:7f00:1::] [::1%25lo]"
+)
 
 
-@pytest.mark.parametrize("host", LOOPBACK_SPELLINGS)
+@pytest.mark.parametrize("host", LOOPBACK_SPELLINGS.split())
 def test_no_spelling_of_loopback_is_connected_to(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directly, by redirect, and as what a name stands for; counted by the server that would have been reached."""
     monkeypatch.setattr(
         socket, "getaddrinfo", _socket.getaddrinfo
     )  # past the suite's own guard; numbers need no network
+    kept_out = ("refused address", "refused bad_url", "failed dns", "failed bad_response")
     with serving(OK) as (url, _, asked):
         port = url.rpartition(":")[2]
-        assert outcome(f"http://{host}:{port}/a.jpg", replace(POLICY, ports=(int(port),))).startswith("refused address")
-        with serving(answering("302 Found", f"Location: http://{host}:{port}/a.jpg", body=b"")) as (first, policy, _):
-            assert outcome(first, policy).startswith("refused address")
+        policy = replace(POLICY, ports=(int(port),), resolver=lambda name, _: system_resolver(host.strip("[]"), 0))
+        assert outcome(f"http://{host}:{port}/a.jpg", replace(policy, resolver=system_resolver)).startswith(kept_out)
+        assert outcome(f"http://pictures.example:{port}/a.jpg", policy).startswith(kept_out)
+        with serving(answering("302 Found", f"Location: http://{host}:{port}/a.jpg", body=b"")) as (first, here, _):
+            assert outcome(first, replace(here, ports=(int(port),))).startswith(kept_out)
     assert asked == []
 
 
