@@ -62,11 +62,11 @@ def write_lists(index: Any, path: Path) -> None:
     del writer  # closes the file
 
 
-def merge_lists(index: Any, parts: Sequence[Any], out: Path, shift_ids: bool = False) -> None:
+def merge_lists(index: Any, parts: Sequence[Any], out: Path) -> None:
     """Write `populated.index` and `merged_index.ivfdata` to `out`: the trained, empty `index` with all lists of `parts`.
 
     What `faiss.contrib.ondisk.merge_ondisk` does, durably, and with the data file named as it lies beside the index, so that the
-    bytes do not depend on the folder. `shift_ids` counts the ids of each part on from the last. `index` is used up.
+    bytes do not depend on the folder. `index` is used up.
     """
     inner = inner_index(index)
     pointers = untyped.InvertedListsPtrVector()
@@ -74,7 +74,7 @@ def merge_lists(index: Any, parts: Sequence[Any], out: Path, shift_ids: bool = F
         pointers.push_back(part)
     with durable_file(out / LISTS) as temporary, _silent():
         lists = faiss.OnDiskInvertedLists(inner.nlist, inner.code_size, str(temporary))
-        total = lists.merge_from_multiple(pointers.data(), pointers.size(), shift_ids)
+        total = lists.merge_from_multiple(pointers.data(), pointers.size())
         lists.filename = LISTS
         inner.replace_invlists(lists, False)
         index.ntotal = inner.ntotal = total

@@ -91,7 +91,7 @@ def plan(
             "lower k, or search class by class"
         )
     scan_seconds = scan_time(pool, queries, k, rates or measure_rates(pool, asked, device))
-    exact = f"one exact pass over {pool.rows:,} rows takes about {duration(scan_seconds)}"
+    exact = f"one exact pass over {pool.rows:,} rows takes {_about(scan_seconds)}"
     opened = index if isinstance(index, Index) else _there(index, pool, folder)
 
     def scanning(why: str, index_seconds: float | None = None, recall: Measured | None = None) -> Plan:
@@ -105,10 +105,14 @@ def plan(
     if recall.recall_at_k < least_recall:
         return scanning(f"the index finds only {recall}", None, recall)
     index_seconds = index_time(opened, pool, queries, k, nprobe)
-    estimate = f"the index takes about {duration(index_seconds)} and finds {recall}"
+    estimate = f"the index takes {_about(index_seconds)} and finds {recall}"
     if index_seconds >= scan_seconds:
         return scanning(estimate, index_seconds, recall)
     return Plan("index", f"{estimate}; {exact}", scan_seconds, index_seconds, answers, recall)
+
+
+def _about(seconds: float) -> str:
+    return f"about {duration(seconds)}" if seconds >= 1 else "less than a second"
 
 
 def _there(recipe: IndexRecipe | None, pool: Pool, folder: Path | None) -> Index | None:
@@ -188,8 +192,8 @@ def known_recall(
     seconds = scan_time(pool, LEAST_QUERIES, k, measure_rates(pool, index.recipe.modality, device))
     if seconds > MEASURED_UNASKED_SECONDS:
         raise UsageError(
-            f"{index.path}: nobody has measured what share of the true neighbours it finds at k={k}; measuring takes about "
-            f"{duration(seconds)}: rog index verify {index.path} --pool {pool.folder} -k {k}"
+            f"{index.path}: nobody has measured what share of the true neighbours it finds at k={k}; measuring takes "
+            f"{_about(seconds)}: rog index verify {index.path} --pool {pool.folder} -k {k}"
         )
     measure_recall(index, pool, sample(), k, nprobe)
     measured = recorded_recall(index, pool, k, nprobe)

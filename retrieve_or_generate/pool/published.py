@@ -17,15 +17,17 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.pool.faiss_files import INDEX, LISTS, inner_index, read_in_place, reason_of, untyped
-from retrieve_or_generate.pool.parts import Modality
 from retrieve_or_generate.store import cache_folder, content_key, read_json, write_json
+
+if TYPE_CHECKING:
+    from retrieve_or_generate.pool.parts import Modality
 
 _TRIAL_SECONDS = 1800  # a coarse quantiser of gigabytes on a slow disk; damage that loops for ever ends here
 _PIECES, _PIECE = 64, 1 << 16
