@@ -1,145 +1,255 @@
-"""Which captions speak of which class: every name looked for in one pass over the Arrow buffers.
+"""Which captions speak of which class: every term of every class looked for in one pass over the captions.
 
-Takes captions and names, gives pairs of row and label. Three semantics, because they disagree by a factor of six on web captions
-and a study must say which it used: `substring` finds "ant" in "plant"; `word` wants no letter or digit beside the name; `token` is
-SQLite's full-text match, which the released code of "The Unmet Promise" used: words in order, whatever stands between them,
-accents aside. Letters are case-folded in all three.
+Takes captions, or a pool whose metadata has them, and what to look for (`tasks.queries`); gives pairs of row and label. What counts
+as having a term is one of three semantics (`caption_text`); what looks for them is hyperscan or Aho–Corasick (`caption_engines`),
+with equal results.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from ahocorasick_rs import BytesAhoCorasick
+import pyarrow.parquet as pq
 
-from retrieve_or_generate.errors import UsageError, unknown_name
+from retrieve_or_generate.errors import IntegrityError, UsageError, unknown_name
+from retrieve_or_generate.executors import Unit, run_units
+from retrieve_or_generate.pool.columns import ALIASES
+from retrieve_or_generate.pool.layout import Pool, PoolShard
+from retrieve_or_generate.retrieve.caption_engines import EngineName, fastest_engine
+from retrieve_or_generate.retrieve.caption_text import Semantics, Text, accepted, as_texts, atoms, to_fold
+from retrieve_or_generate.store import content_key, durable_file, read_seal, seal
+from retrieve_or_generate.tasks.queries import CaptionQuery
 
-Semantics = Literal["substring", "token", "word"]
 MATCHES = pa.schema([("row", pa.int64()), ("label", pa.int64()), ("query", pa.string())])
 
-_SLICE = 1 << 18  # captions searched at a time
+_SLICE = 1 << 16  # captions searched at a time: a few MB of text, which the processor's cache holds
+_VERSION = 1  # part of the key of what is kept: raise when the same captions give other pairs
 
 
 def match_captions(
-    captions: pa.ChunkedArray | pa.Array, names: Mapping[int, Sequence[str]], semantics: Semantics = "substring"
+    captions: pa.ChunkedArray | pa.Array,
+    queries: Mapping[int, CaptionQuery | Sequence[str]],
+    semantics: Semantics = "substring",
+    engine: EngineName | None = None,
 ) -> pa.Table:
-    """One row for every caption that has a name of a label, ordered by row and label; `query` is the first such name.
+    """One row (`MATCHES`) for every caption and label whose query it meets, in that order; `query` tells the first met alternative.
 
-    `captions` are strings, null where there is none; `names` maps a label to what it is called. Raises `UsageError` for unknown
-    semantics and for a name without a letter or digit.
+    `captions` are strings, null where there is none; `queries` maps a label to its query, or to names of which any one will do.
+    Raises `UsageError` for unknown semantics and for a term without a letter or digit.
     """
-    if semantics not in get_args(Semantics):
-        raise unknown_name("caption semantics", semantics, get_args(Semantics))
-    listed = [(label, name) for label, all_names in names.items() for name in all_names]
-    patterns = [_pattern(name, semantics) for _, name in listed]
-    search = _Search(patterns)
+    matcher = Matcher.of(queries, semantics, engine)
     chunks = captions.chunks if isinstance(captions, pa.ChunkedArray) else [captions]
-    found, first = [np.zeros((0, 2), np.int64)], 0
-    for chunk in chunks:
-        for start in range(0, len(chunk), _SLICE):
-            part = chunk.slice(start, _SLICE)
-            pairs = search.pairs(_prepared(part, semantics), whole_words=semantics == "word")
-            found.append(pairs + np.array([first + start, 0]))
-        first += len(chunk)
-    return _table(np.concatenate(found), listed)
+    return matcher.table(_slices(chunks))
 
 
-def _table(pairs: np.ndarray, listed: Sequence[tuple[int, str]]) -> pa.Table:
-    """(n, 2) rows and places in `listed` to one row per row and label, the earliest listed name winning."""
-    labels = np.array([label for label, _ in listed], np.int64)
-    rows, places = pairs.T
-    order = np.lexsort((places, labels[places], rows)) if len(listed) else np.zeros(0, np.int64)
-    rows, places = rows[order], places[order]
-    keys = np.stack([rows, labels[places]]) if len(listed) else np.zeros((2, 0), np.int64)
-    new = np.ones(len(rows), bool)
-    new[1:] = (keys[:, 1:] != keys[:, :-1]).any(0)
-    queries = [listed[place][1] for place in places[new]]
-    return pa.table({"row": keys[0, new], "label": keys[1, new], "query": queries}, MATCHES)
+def match_pool(
+    pool: Pool,
+    queries: Mapping[int, CaptionQuery | Sequence[str]],
+    semantics: Semantics = "substring",
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    state: Path | None = None,
+    jobs: int = 1,
+) -> pa.Table:
+    """`match_captions` over a pool, shard by shard: `row` is the pool's. `progress` is told rows done and rows in all.
+
+    With a folder `state` what a shard gave is kept there, sealed, as soon as it is known: a second call does only what is missing,
+    and the table lies in those files, mapped into memory. Without it, the pairs are held in memory; the captions never are.
+    Raises `UsageError` for a pool without captions and `IntegrityError` for a metadata file that cannot be read.
+    """
+    matcher = Matcher.of(queries, semantics)
+    units = [Unit(f"captions of {shard.metadata.name}", shard, shard.rows) for shard in pool.shards]
+    key = content_key([_VERSION, pool.fingerprint, matcher.described]) if state else ""
+    work = partial(_shard_matcher, matcher, state, key)
+    tables: dict[int, pa.Table] = {}
+    done = 0
+    for unit, found in run_units(units, work, jobs):
+        shard = unit.payload
+        tables[shard.index] = found if isinstance(found, pa.Table) else _mapped(found)
+        done += shard.rows
+        if progress:
+            progress(done, pool.rows)
+    return pa.concat_tables(tables[shard.index] for shard in pool.shards)
 
 
-def _pattern(name: str, semantics: Semantics) -> bytes:
-    folded = name.strip().casefold()
-    if not any(character.isalnum() for character in folded):
-        raise UsageError(f"class name {name!r} has no letter or digit, so no caption can be matched with it")
-    return (f" {_tokens(folded)} " if semantics == "token" else folded).encode()
+@dataclass(frozen=True)
+class Alternative:
+    """Atoms that a caption must all have to be of `label`, and how this is told."""
+
+    label: int
+    told: str
+    atoms: tuple[bytes, ...]
 
 
-def _tokens(folded: str) -> str:
-    """Runs of letters and digits, accents removed, one space between."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", folded) if not unicodedata.combining(c))
-    return " ".join("".join(c if c.isalnum() else " " for c in plain).split())
+@dataclass(frozen=True)
+class Matcher:
+    """Queries made ready to be looked for. Alternatives are ordered by label, then as listed."""
 
+    alternatives: tuple[Alternative, ...]
+    semantics: Semantics
+    engine_name: EngineName | None = None
 
-def _prepared(captions: pa.Array, semantics: Semantics) -> pa.Array:
-    """Case-folded captions; for `token` their words, each with a space before and after. ASCII stays in Arrow's kernels."""
-    text = pc.fill_null(captions.cast(pa.large_string()), "")
-    ascii_only = pc.string_is_ascii(text)
-    folded = pc.ascii_lower(text)
-    if semantics == "token":
-        words = pc.replace_substring_regex(folded, pattern="[^a-z0-9]+", replacement=" ")
-        space, nothing = (pa.scalar(value, pa.large_string()) for value in (" ", ""))
-        folded = pc.binary_join_element_wise(space, pc.ascii_trim_whitespace(words), space, nothing)
-    if pc.all(ascii_only).as_py():
-        return folded
-    other = pc.filter(text, pc.invert(ascii_only)).to_pylist()
-    by_hand = [f" {_tokens(s.casefold())} " if semantics == "token" else s.casefold() for s in other]
-    return pc.replace_with_mask(folded, pc.invert(ascii_only), pa.array(by_hand, pa.large_string()))
+    @classmethod
+    def of(
+        cls,
+        queries: Mapping[int, CaptionQuery | Sequence[str]],
+        semantics: Semantics,
+        engine: EngineName | None = None,
+    ) -> Matcher:
+        if semantics not in get_args(Semantics):
+            raise unknown_name("caption semantics", semantics, get_args(Semantics))
+        listed = [
+            Alternative(label, " + ".join(terms), _all_atoms(terms, semantics))
+            for label, query in sorted(queries.items())
+            for terms in (query if isinstance(query, CaptionQuery) else CaptionQuery.any_of(query)).alternatives()
+        ]
+        return cls(tuple(listed), semantics, engine)
+
+    @property
+    def described(self) -> list[object]:
+        """All that decides what is found, as JSON."""
+        return [self.semantics, [[a.label, a.told, [atom.decode() for atom in a.atoms]] for a in self.alternatives]]
+
+    def table(self, slices: Iterator[tuple[int, pa.Array]]) -> pa.Table:
+        """`MATCHES` of captions that come as slices, each with the row of its first."""
+        batches = [pa.Table.from_batches([], MATCHES)]
+        for first, captions in slices:
+            rows, places = self._search.pairs(captions)
+            labels, told = self._search.labels[places], self._search.told.take(pa.array(places))
+            batches.append(pa.table([rows + first, labels, told], schema=MATCHES))
+        return pa.concat_tables(batches)
+
+    @cached_property
+    def _search(self) -> _Search:
+        return _Search(self.alternatives, self.semantics, self.engine_name)
 
 
 class _Search:
-    """All patterns at once over one buffer. Equal patterns are looked for once and found for each of their places."""
+    """All atoms at once over one text. Equal atoms are looked for once, and count for each alternative that has them."""
 
-    def __init__(self, patterns: Sequence[bytes]):
-        self.places: dict[bytes, list[int]] = {}
-        for place, pattern in enumerate(patterns):
-            self.places.setdefault(pattern, []).append(place)
-        self.engine = BytesAhoCorasick(list(self.places)) if self.places else None
+    def __init__(self, alternatives: Sequence[Alternative], semantics: Semantics, engine: EngineName | None):
+        self.semantics = semantics
+        self.labels = np.array([a.label for a in alternatives], np.int64)
+        self.told = pa.array([a.told for a in alternatives], pa.string())
+        self.needed = np.array([len(a.atoms) for a in alternatives], np.int64)
+        having: dict[bytes, list[int]] = {}
+        for place, alternative in enumerate(alternatives):
+            for atom in alternative.atoms:
+                having.setdefault(atom, []).append(place)
+        self.lengths = np.array([len(atom) for atom in having], np.int64)
+        self.counts = np.array([len(places) for places in having.values()], np.int64)
+        self.first = np.cumsum(self.counts) - self.counts
+        self.places = np.array([place for places in having.values() for place in places], np.int64)
+        self.apart = to_fold(having, semantics)
+        self.engine = fastest_engine(list(having), engine) if having else None
 
-    def pairs(self, captions: pa.Array, whole_words: bool) -> np.ndarray:
-        """(n, 2) int64: caption number and place of the pattern in it."""
+    def pairs(self, captions: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Caption numbers and alternatives, (n,) int64 each: the first alternative of each label that a caption meets."""
         if self.engine is None or not len(captions):
-            return np.zeros((0, 2), np.int64)
-        offsets = np.frombuffer(captions.buffers()[1], np.int64)[captions.offset : captions.offset + len(captions) + 1]
-        text = np.frombuffer(captions.buffers()[2] or b"", np.uint8)
-        inner = text[offsets[0] : offsets[-1]].data
-        hits = np.array(self.engine.find_matches_as_indexes(inner, overlapping=True), np.int64).reshape(-1, 3)
-        starts, stops = hits[:, 1] + offsets[0], hits[:, 2] + offsets[0]
-        rows = np.searchsorted(offsets, starts, side="right") - 1
-        inside = stops <= offsets[rows + 1]  # not across the border of two captions
-        rows, starts, stops, patterns = rows[inside], starts[inside], stops[inside], hits[inside, 0]
-        if whole_words:
-            alone = _stand_alone(text, starts, stops, offsets[rows], offsets[rows + 1])
-            rows, patterns = rows[alone], patterns[alone]
-        return self._expand(rows, patterns)
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        hits = np.concatenate([self._hits(text) for text in as_texts(captions, self.semantics, self.apart)])
+        if self.needed.max() > 1:
+            hits, _ = _counted(hits)  # an atom counts once for a caption
+        rows, places = self._met(*np.divmod(hits, len(self.lengths)))
+        return self._first_of_label(rows, places)
 
-    def _expand(self, rows: np.ndarray, patterns: np.ndarray) -> np.ndarray:
-        flat = np.array([place for places in self.places.values() for place in places], np.int64)
-        counts = np.array([len(places) for places in self.places.values()], np.int64)
-        first = np.cumsum(counts) - counts
-        repeats = counts[patterns]
-        within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-        return np.stack([np.repeat(rows, repeats), flat[np.repeat(first[patterns], repeats) + within]], axis=1)
+    def _hits(self, text: Text) -> np.ndarray:
+        """(n,) int64: caption number × number of atoms + atom, for every occurrence that counts."""
+        assert self.engine is not None
+        ends, found = self.engine.find(text.data)
+        good, rows = accepted(text, ends - self.lengths[found], ends, self.semantics)
+        return rows[good] * len(self.lengths) + found[good]
+
+    def _met(self, rows: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and alternatives of which every atom is there, ordered."""
+        repeats = self.counts[found]
+        places = self.places[self.first[found]]
+        if self.counts.max() > 1:
+            within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+            rows, places = np.repeat(rows, repeats), self.places[np.repeat(self.first[found], repeats) + within]
+        keys, times = _counted(rows * len(self.needed) + places)
+        rows, places = np.divmod(keys, len(self.needed))
+        if self.needed.max() > 1:
+            enough = times == self.needed[places]
+            rows, places = rows[enough], places[enough]
+        return rows, places
+
+    def _first_of_label(self, rows: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        labels = self.labels[places]
+        new = np.ones(len(rows), bool)
+        new[1:] = (rows[1:] != rows[:-1]) | (labels[1:] != labels[:-1])
+        return rows[new], places[new]
 
 
-_NONE, _LETTER_OR_DIGIT, _BEYOND_ASCII = range(3)
-_KIND = np.array([_BEYOND_ASCII if byte > 127 else int(chr(byte).isalnum()) for byte in range(256)], np.uint8)
+def _counted(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct keys, ascending, and how often each is there. (`np.unique` hashes before it sorts: three times slower here.)"""
+    ordered = np.sort(keys)
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
+    return ordered[first], np.diff(first, append=len(ordered))
 
 
-def _stand_alone(
-    text: np.ndarray, starts: np.ndarray, stops: np.ndarray, first: np.ndarray, end: np.ndarray
-) -> np.ndarray:
-    """Whether neither a letter nor a digit, of any script, stands beside each match; `first` and `end` limit its caption."""
-    last = len(text) - 1
-    before = np.where(starts == first, _NONE, _KIND[text[np.maximum(starts - 1, 0)]])
-    after = np.where(stops == end, _NONE, _KIND[text[np.minimum(stops, last)]])
-    alone = (before == _NONE) & (after == _NONE)
-    for hit in np.flatnonzero((before == _BEYOND_ASCII) | (after == _BEYOND_ASCII)):
-        left = text[max(first[hit], starts[hit] - 4) : starts[hit]].tobytes().decode(errors="ignore")[-1:]
-        right = text[stops[hit] : min(end[hit], stops[hit] + 4)].tobytes().decode(errors="ignore")[:1]
-        alone[hit] = not (left.isalnum() or right.isalnum())
-    return alone
+def _all_atoms(terms: Sequence[str], semantics: Semantics) -> tuple[bytes, ...]:
+    for term in terms:
+        if not any(character.isalnum() for character in term):
+            raise UsageError(f"class name {term!r} has no letter or digit, so no caption can be matched with it")
+    return tuple(dict.fromkeys(atom for term in terms for atom in atoms(term, semantics)))
+
+
+def _slices(chunks: Sequence[pa.Array]) -> Iterator[tuple[int, pa.Array]]:
+    first = 0
+    for chunk in chunks:
+        for start in range(0, len(chunk), _SLICE):
+            yield first + start, chunk.slice(start, _SLICE)
+        first += len(chunk)
+
+
+def _captions(shard: PoolShard) -> Iterator[tuple[int, pa.Array]]:
+    """A shard's captions, each part with the pool's row of its first; no more than a part is in memory."""
+    row = shard.first_row
+    try:
+        file = pq.ParquetFile(shard.metadata)
+        present = {name.lower(): name for name in reversed(file.schema_arrow.names)}
+        column = next((present[alias] for alias in ALIASES["caption"] if alias in present), None)
+        if column is None:
+            raise UsageError(f"{shard.metadata}: no caption column; search this pool with retrieve.strategy=semantic")
+        for batch in file.iter_batches(_SLICE, columns=[column], use_threads=False):
+            yield row, batch.column(0)
+            row += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise IntegrityError(f"{shard.metadata}: its captions cannot be read ({error})") from error
+    if row != shard.first_row + shard.rows:
+        raise IntegrityError(f"{shard.metadata}: {row - shard.first_row} captions, but {shard.rows} rows were expected")
+
+
+def _shard_matcher(matcher: Matcher, state: Path | None, key: str) -> Callable[[PoolShard], pa.Table | Path]:
+    """What matches one shard: to a table, or to a sealed file in `state`."""
+
+    def match(shard: PoolShard) -> pa.Table | Path:
+        if state is None:
+            return matcher.table(_captions(shard))
+        path, name = state / f"captions-{shard.index:05d}.arrow", f"captions-{shard.index:05d}.json"
+        if not _kept(state, name, key):
+            with durable_file(path) as temporary, pa.ipc.new_file(str(temporary), MATCHES) as writer:
+                writer.write_table(matcher.table(_captions(shard)))
+            seal(state, name, key, [path])
+        return path
+
+    return match
+
+
+def _kept(state: Path, name: str, key: str) -> bool:
+    """Whether a shard's pairs are there and whole; damaged ones are looked for anew."""
+    try:
+        return read_seal(state, name, key) is not None
+    except IntegrityError:
+        return False
+
+
+def _mapped(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
