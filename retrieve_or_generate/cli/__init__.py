@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from retrieve_or_generate import __version__
-from retrieve_or_generate.cli import embed, index, records, stages
+from retrieve_or_generate.cli import embed, index, records, stages, takedown
 from retrieve_or_generate.endings import exit_code
 
 app = typer.Typer(name="rog", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -28,6 +28,7 @@ _VERBS: tuple[Callable[..., None], ...] = (
     records.tasks,
     records.models,
     records.doctor,
+    takedown.takedown,
 )
 _INDEX_VERBS: tuple[Callable[..., None], ...] = (embed.embed, index.build, index.verify, index.search)
 
