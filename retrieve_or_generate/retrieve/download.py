@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from retrieve_or_generate.blocklist import Blocklist
 from retrieve_or_generate.experiment import DownloadSettings
@@ -58,9 +58,10 @@ def download(
     )
     listed = Path(settings.blocklist) if settings.blocklist else None
     blocklist = Blocklist.load(listed) if blocklist is None else blocklist
-    rows = _asked(urls)
+    asked = _asked(urls)
     parts = [
-        Part(rows[at : at + part_rows], out / f"{at // part_rows:05d}.parquet") for at in range(0, len(rows), part_rows)
+        Part(asked.slice(at, part_rows), out / f"{at // part_rows:05d}.parquet")
+        for at in range(0, asked.num_rows, part_rows)
     ]
     with locked(out):
         remove_leftovers(out)
@@ -76,9 +77,10 @@ def download(
     return found
 
 
-def _asked(urls: pa.Table) -> list[dict[str, Any]]:
+def _asked(urls: pa.Table) -> pa.Table:
     """The rows to fetch, with every column that a worker knows."""
-    return [{name: row.get(name) for name in ASKED} for row in urls.to_pylist()]
+    nothing = pa.nulls(urls.num_rows)
+    return pa.table({name: urls[name] if name in urls.column_names else nothing for name in ASKED})
 
 
 def _told(parts: list[Part]) -> pa.Table:
@@ -92,8 +94,12 @@ def _told(parts: list[Part]) -> pa.Table:
 
 def downloaded(out: Path, table: pa.Table) -> Iterator[tuple[str, bytes]]:
     """Key and bytes of every image of `table` (what `download` into `out` returned) that is ok, in its order."""
-    wanted = {row["key"] for row in table.select(["key", "status"]).to_pylist() if row["status"] == "ok"}
-    for name in dict.fromkeys(table["part"].to_pylist()):
+    start = 0
+    for part in pc.value_counts(table["part"]):  # in order of appearance
+        name, rows = part["values"].as_py(), part["counts"].as_py()
+        told = table.slice(start, rows)
+        wanted = set(told.filter(pc.equal(told["status"], "ok"))["key"].to_pylist())
+        start += rows
         for some in rows_of(out / name, ["key", "image"]):
             for key, image in zip(some["key"].to_pylist(), some["image"].to_pylist(), strict=True):
                 if key in wanted:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from retrieve_or_generate.blocklist import spelled
 from retrieve_or_generate.errors import IncompleteError
@@ -14,33 +15,54 @@ from retrieve_or_generate.experiment import DownloadSettings
 
 def judged(found: pa.Table, settings: DownloadSettings) -> pa.Table:
     """`found` after what can only be told of the whole: placeholders, and images without a hash where those are not wanted."""
-    rows = found.select(["url", "status", "reason", "sha256", "verified"]).to_pylist()
-    pairs = {(row["sha256"], spelled(row["url"] or "")) for row in rows if row["sha256"]}
-    urls_of = Counter(sha256 for sha256, _ in pairs)
-    settled = [_settled(row, urls_of[row["sha256"]], settings) for row in rows]
-    for name in ("status", "reason"):
-        values = pa.array([row[name] for row in settled], pa.string())
-        found = found.set_column(found.column_names.index(name), found.schema.field(name), values)
+    shared = _shared(found, settings.placeholder_urls)
+    ok = pc.equal(found["status"], "ok")
+    place = pc.index_in(found["sha256"], pa.array(shared, pa.string()))
+    counts = pa.array(list(shared.values()), pa.int64()).take(place.combine_chunks()).cast(pa.string())
+    told = pc.binary_join_element_wise("shared: ", counts, " URLs give this one image", "")
+    found = _where(found, pc.and_(ok, pc.is_valid(place)), "placeholder", told)
+    if settings.unverified == "drop":
+        unverified = pc.and_(pc.equal(found["status"], "ok"), pc.equal(found["verified"], "unverified"))
+        found = _where(found, unverified, "refused", "unverified: the pool records no hash for it")
     return found
 
 
-def _settled(row: dict[str, Any], urls: int, settings: DownloadSettings) -> dict[str, Any]:
-    """The row, out of the set if `urls` different URLs gave its image and those are too many."""
-    if row["status"] == "ok" and urls >= settings.placeholder_urls:
-        return row | {"status": "placeholder", "reason": f"shared: {urls} URLs give this one image"}
-    if row["status"] == "ok" and row["verified"] == "unverified" and settings.unverified == "drop":
-        return row | {"status": "refused", "reason": "unverified: the pool records no hash for it"}
-    return row
+def _shared(found: pa.Table, least: int) -> dict[str, int]:
+    """Images (sha256) that at least so many different URLs gave, and how many."""
+    several = [
+        count["values"].as_py()
+        for count in pc.value_counts(found["sha256"])
+        if count["counts"].as_py() >= least and count["values"].as_py()
+    ]
+    rows = found.select(["sha256", "url"]).filter(pc.is_in(found["sha256"], pa.array(several, pa.string())))
+    pairs = {(row["sha256"], spelled(row["url"])) for row in rows.to_pylist()}
+    urls_of = Counter(sha256 for sha256, _ in pairs)
+    return {sha256: urls for sha256, urls in sorted(urls_of.items()) if urls >= least}
+
+
+def _where(found: pa.Table, rows: pa.ChunkedArray, status: str, reason: pa.ChunkedArray | str) -> pa.Table:
+    """`found` with another status and reason in these rows."""
+    for name, value in (("status", status), ("reason", reason)):
+        place = found.column_names.index(name)
+        found = found.set_column(place, found.schema.field(name), pc.if_else(rows, value, found[name]))
+    return found
 
 
 def ledger(found: pa.Table) -> dict[str, Any]:
     """Counts that add up: rows requested and kept, each reason (status and code), and how many of the kept are verified."""
-    rows = found.select(["status", "reason", "verified"]).to_pylist()
-    reasons = Counter(f"{row['status']} {row['reason'].partition(':')[0]}" for row in rows if row["status"] != "ok")
-    kept = [row["verified"] for row in rows if row["status"] == "ok"]
-    counts = {"requested": len(rows), "kept": len(kept), "reasons": dict(sorted(reasons.items()))}
-    assert counts["requested"] == len(kept) + sum(reasons.values())
-    return counts | {"kept_verified": kept.count("verified"), "kept_unverified": kept.count("unverified")}
+    code = pc.replace_substring_regex(found["reason"], "(?s):.*", "")
+    told = pc.binary_join_element_wise(found["status"], pc.if_else(pc.equal(code, ""), found["verified"], code), " ")
+    counts = {count["values"].as_py(): count["counts"].as_py() for count in pc.value_counts(told)}
+    kept = {how: counts.pop(f"ok {how}", 0) for how in ("verified", "unverified")}
+    total = sum(kept.values())
+    assert found.num_rows == total + sum(counts.values())
+    return {
+        "requested": found.num_rows,
+        "kept": total,
+        "reasons": dict(sorted(counts.items())),
+        "kept_verified": kept["verified"],
+        "kept_unverified": kept["unverified"],
+    }
 
 
 def success(counts: dict[str, Any]) -> float:

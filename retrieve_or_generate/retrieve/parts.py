@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,10 +38,15 @@ _CONTEXT = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True)
 class Part:
-    """Rows with the names of `worker.ASKED`, and where what came of them is kept."""
+    """Rows with the columns `worker.ASKED`, and where what came of them is kept."""
 
-    rows: list[dict[str, Any]]
+    asked: pa.Table
     path: Path
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.asked.to_pylist()
+        return rows
 
     @property
     def seal_path(self) -> Path:
@@ -84,10 +90,12 @@ class Parts:
         self._each(parts, lambda worker, part: self._revise(worker, part, is_transient))
 
     def _each(self, parts: list[Part], work: Callable[[_Worker, Part], bool]) -> list[bool]:
+        """What `work` says of every part. When one fails, or we are interrupted, all workers end at once."""
         waiting, told = deque(enumerate(parts)), [False] * len(parts)
+        workers = [_Worker(self.policy, self.settings, self.blocklist) for _ in range(self.processes)]
 
-        def lane() -> None:
-            with _Worker(self.policy, self.settings, self.blocklist) as worker:
+        def lane(worker: _Worker) -> None:
+            with worker:
                 while waiting:
                     try:
                         index, part = waiting.popleft()
@@ -96,14 +104,22 @@ class Parts:
                     told[index] = work(worker, part)
 
         with ThreadPoolExecutor(self.processes) as pool:
-            for done in [pool.submit(lane) for _ in range(self.processes)]:
-                done.result()
+            lanes = [pool.submit(lane, worker) for worker in workers]
+            try:
+                for done in futures.wait(lanes, return_when=futures.FIRST_EXCEPTION).done:
+                    done.result()
+            except BaseException:
+                waiting.clear()
+                for worker in workers:
+                    worker.stop()
+                raise
         return told
 
     def _key(self, part: Part) -> str:
         """What a part follows from, besides the web."""
         limits = [self.settings.least_pixels, self.settings.most_pixels, self.policy.max_bytes]
-        return content_key([_VERSION, part.rows, limits, self.policy.robot_names, self.policy.opt_out_directives])
+        asked = [list(row.values()) for row in part.rows]
+        return content_key([_VERSION, asked, limits, self.policy.robot_names, self.policy.opt_out_directives])
 
     def _ensure(self, worker: _Worker, part: Part, passed: Count) -> bool:
         there = read_seal(part.path.parent, part.seal_path.name, self._key(part)) is not None
@@ -119,8 +135,8 @@ class Parts:
 
     def _revise(self, worker: _Worker, part: Part, again: Callable[[str, str], bool]) -> bool:
         """Write a part anew where the blocklist has changed, or where `again` says of a status and reason to fetch once more."""
-        told = part.read(_TOLD).to_pylist()
-        blocked = [self._is_blocked(asked, row) for asked, row in zip(part.rows, told, strict=True)]
+        told, rows = part.read(_TOLD).to_pylist(), part.rows
+        blocked = [self._is_blocked(asked, row) for asked, row in zip(rows, told, strict=True)]
         gone = {place for place, row in enumerate(told) if row["status"] == "ok" and blocked[place]}
         fresh = {
             place
@@ -130,7 +146,7 @@ class Parts:
         if not gone and not fresh:
             return False
         with part.scratch() as folder, durable_file(part.path) as temporary:
-            worker.fetch(part, [part.rows[place] for place in sorted(fresh)], folder, folder / "fresh.parquet")
+            worker.fetch(part, [rows[place] for place in sorted(fresh)], folder, folder / "fresh.parquet")
             _merge(part.path, gone, fresh, folder / "fresh.parquet", temporary)
             part.seal_path.unlink()
         self._seal(part)
@@ -173,12 +189,19 @@ class _Worker:
     def __init__(self, policy: DownloadPolicy, settings: DownloadSettings, blocklist: Blocklist):
         self.policy, self.settings, self.blocklist = policy, settings, blocklist
         self.process: BaseProcess | None = None
+        self.stopped = False
 
     def __enter__(self) -> _Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end()
+
+    def stop(self) -> None:
+        """End what it does, from another thread; its `fetch` raises."""
+        self.stopped, process = True, self.process
+        if process is not None:
+            process.kill()
 
     def fetch(self, part: Part, rows: list[dict[str, Any]], folder: Path, target: Path) -> None:
         """Write one row for every one of `rows` to `target`; `folder` is scratch.
@@ -194,7 +217,7 @@ class _Worker:
             if not problem:
                 return
             self._end()
-            if culprit < 0:
+            if culprit < 0 or self.stopped:
                 raise IncompleteError(f"{part.path}: {problem}; what is finished is kept, run it again")
             deadly.add(culprit)
 
@@ -217,6 +240,8 @@ class _Worker:
             self.process = _CONTEXT.Process(target=serve, args=(theirs, self.policy, self.blocklist), daemon=True)
             self.process.start()
             theirs.close()
+            if self.stopped:  # meanwhile
+                self.process.kill()
 
     def _end(self) -> None:
         if self.process is not None:

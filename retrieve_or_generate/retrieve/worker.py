@@ -95,8 +95,8 @@ def serve(pipe: Connection, policy: DownloadPolicy, blocklist: Blocklist) -> Non
             try:
                 _write_part(job, _fetched(job, session), blocklist, tell)
                 tell("done")
-            except OSError as error:  # no room, no such folder
-                tell("error", str(error))
+            except Exception as error:  # no room, above all: the parent says it in one line
+                tell("error", f"{type(error).__name__}: {error}")
 
 
 def _end_with_parent() -> None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -266,10 +273,8 @@ def test_settings_say_which_images_are_used(tmp_path: Path) -> None:
         assert codes(found) == {"none": "refused unverified"} | placeholder
         assert dict(downloaded(tmp_path / "strict", found)) == {"sum": GOOD["/0.jpg"]}
         sized = DownloadSettings(least_success=0, least_pixels=32 * 32 + 1)
-        assert set(codes(download(asked, tmp_path / "small", policy, settings=sized)).values()) == {"refused too_small"}
-        sized = DownloadSettings(least_success=0, most_pixels=32 * 32 - 1)
-        large = download(asked, tmp_path / "large", policy, settings=sized, blocklist=NO_LIST)
-        assert set(codes(large).values()) == {"undecodable too_large"}
+        small = download(asked, tmp_path / "small", policy, settings=sized, blocklist=NO_LIST)
+        assert set(codes(small).values()) == {"refused too_small"}
 
 
 def test_the_users_own_blocklist_counts_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,14 +300,10 @@ def test_every_status_is_a_reason_of_an_image_set() -> None:
 
 
 def _die(*_: object) -> None:
-    import os
-
     os._exit(9)
 
 
 def _hang(*_: object) -> None:
-    import time
-
     time.sleep(60)
 
 
@@ -318,18 +319,37 @@ def test_a_worker_that_dies_or_hangs_is_told_and_leaves_no_part(
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def _with_a_weak_decoder(pipe: Connection, policy: DownloadPolicy, blocklist: Blocklist) -> None:
-    """A worker whose decoder ends the process at one image, and never ends at another."""
-    import os
-    import signal
-    import time
+def test_an_interrupt_ends_all_workers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "serve", _hang)
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(1.0, lambda: signal.pthread_kill(main, signal.SIGINT))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        download(
+            table(dict.fromkeys("abcd", "http://127.0.0.1:1/")),
+            tmp_path,
+            blocklist=NO_LIST,
+            part_rows=1,
+            processes=2,
+        )
+    assert time.monotonic() - started < 20
+    assert multiprocessing.active_children() == []
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
+
+WEAK_AT, STUCK_AT = GOOD["/2.jpg"], GOOD["/4.jpg"]
+
+
+def _weak(pipe: Connection, policy: DownloadPolicy, blocklist: Blocklist, stuck: bool = False) -> None:
+    """A worker whose decoder ends the process at one image, and with `stuck` never ends at another."""
     decode = worker.decode
 
     def weak(data: bytes, most_pixels: int) -> np.ndarray:
-        if data == GOOD["/2.jpg"]:
+        if data == WEAK_AT:
             os.kill(os.getpid(), signal.SIGSEGV)
-        if data == GOOD["/4.jpg"]:
+        if data == STUCK_AT and stuck:
             time.sleep(60)
         return decode(data, most_pixels)
 
@@ -337,11 +357,59 @@ def _with_a_weak_decoder(pipe: Connection, policy: DownloadPolicy, blocklist: Bl
     worker.serve(pipe, policy, blocklist)
 
 
-def test_an_image_that_ends_the_decoder_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "serve", _with_a_weak_decoder)
-    monkeypatch.setattr(module, "_DECODE_SECONDS", 3.0)
+def _weak_and_stuck(pipe: Connection, policy: DownloadPolicy, blocklist: Blocklist) -> None:
+    _weak(pipe, policy, blocklist, stuck=True)
+
+
+@pytest.mark.parametrize(
+    ("work", "lost"), [(_weak, ["/2.jpg"]), pytest.param(_weak_and_stuck, ["/2.jpg", "/4.jpg"], marks=pytest.mark.slow)]
+)
+def test_an_image_that_ends_the_decoder_costs_itself_alone(
+    work: object, lost: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "serve", work)
+    monkeypatch.setattr(module, "_DECODE_SECONDS", 5.0)
     with web(GOOD) as (base, policy, asked):
         found = download(table({path: base + path for path in GOOD}), tmp_path, policy, blocklist=NO_LIST)
-    assert codes(found) == {"/2.jpg": "undecodable crashed", "/4.jpg": "undecodable crashed"}
-    assert dict(downloaded(tmp_path, found)) == {p: d for p, d in GOOD.items() if p not in ("/2.jpg", "/4.jpg")}
+    assert codes(found) == dict.fromkeys(lost, "undecodable crashed")
+    assert dict(downloaded(tmp_path, found)) == {path: data for path, data in GOOD.items() if path not in lost}
     assert len(asked) == len(GOOD), "what was fetched is not fetched again"
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+import pyarrow.parquet as pq
+from retrieve_or_generate.blocklist import Blocklist
+from retrieve_or_generate.retrieve.download import DownloadPolicy, download
+port = int(sys.argv[2])
+if __name__ == "__main__":
+    policy = DownloadPolicy(threads=2, allowed_endpoints=frozenset({("127.0.0.1", port)}))
+    download(pq.read_table(sys.argv[1] + ".urls"), Path(sys.argv[1]), policy, blocklist=Blocklist(), part_rows=2)
+"""
+
+
+@pytest.mark.slow
+def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """Killed after every part in turn, on one folder; the workers end with it."""
+    script = tmp_path / "killed.py"
+    script.write_text(_KILLED)
+    with web(GOOD) as (base, policy, _):
+        urls = table({path: base + path for path in GOOD})
+        download(urls, tmp_path / "whole", policy, blocklist=NO_LIST, part_rows=2)
+        pq.write_table(urls, tmp_path / "out.urls")
+        for part in range(3):
+            command = [sys.executable, str(script), str(tmp_path / "out"), base.rpartition(":")[2]]
+            process = subprocess.Popen(command, start_new_session=True)
+            while not (tmp_path / f"out/{part:05d}.parquet").exists():
+                assert process.poll() is None
+                time.sleep(0.001)
+            process.kill()
+            process.wait()
+        found = download(urls, tmp_path / "out", policy, blocklist=NO_LIST, part_rows=2)
+    assert dict(downloaded(tmp_path / "out", found)) == GOOD
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    for name in names:
+        if name != ".lock":
+            assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
