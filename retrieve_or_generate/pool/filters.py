@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.experiment import RowSettings
+from retrieve_or_generate.pool.columns import read_columns
 from retrieve_or_generate.pool.layout import Pool, PoolShard
 from retrieve_or_generate.pool.row_lists import KINDS, Keys, RowList
 from retrieve_or_generate.store import content_key
@@ -28,11 +29,12 @@ class RowFilter:
     """
 
     def __init__(self, pool: Pool, settings: RowSettings):
-        self._pool, self._settings = pool, settings
+        self._settings = settings
         self._allow = tuple(RowList.load(path) for path in settings.allow)
         self._block = tuple(RowList.load(path) for path in settings.block)
         self.excluded: dict[str, dict[str, int]] = {}
         """Rows left out of each shard (its index as text) by reason, of the shards that `mask` was asked for."""
+        self._told(pool.shards[0])
 
     @property
     def counts(self) -> dict[str, int]:
@@ -55,15 +57,11 @@ class RowFilter:
 
     def mask(self, shard: PoolShard) -> np.ndarray | None:
         """(rows,) bool: False for the rows of `shard` that must not be found; None where all may."""
-        askers = self._askers()
-        if not askers:
+        table = self._told(shard)
+        if table is None:
             return None
-        table = self._pool.metadata(np.arange(shard.first_row, shard.first_row + shard.rows), tuple(askers))
-        for name, asker in askers.items():
-            if table[name].null_count == shard.rows:
-                raise UsageError(f"{shard.metadata}: tells no {name}, which {asker} asks for; leave that setting out")
-        numbers = {name: _number(table[name]) for name in askers if name not in KINDS}
-        keys = {name: KINDS[name](table[name]) for name in askers if name in KINDS}
+        numbers = {name: _number(table[name]) for name in table.column_names if name not in KINDS}
+        keys = {name: KINDS[name](table[name]) for name in table.column_names if name in KINDS}
         kept = np.ones(shard.rows, bool)
         counts: dict[str, int] = {}
         for reason, bad in self._reasons(numbers, keys):
@@ -72,6 +70,17 @@ class RowFilter:
             kept &= ~bad
         self.excluded[str(shard.index)] = counts
         return kept
+
+    def _told(self, shard: PoolShard) -> pa.Table | None:
+        """What the settings need to know of the rows of `shard`; None where they ask for nothing."""
+        askers = self._askers()
+        if not askers:
+            return None
+        table = read_columns(shard.metadata, tuple(askers))
+        for name, asker in askers.items():
+            if table[name].null_count == shard.rows:
+                raise UsageError(f"{shard.metadata}: tells no {name}, which {asker} asks for; leave that setting out")
+        return table
 
     def _askers(self) -> dict[str, str]:
         """Columns that the settings need, and which of them does."""

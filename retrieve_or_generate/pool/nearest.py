@@ -23,7 +23,7 @@ _SELECTED = 128  # queries whose k-th best of a block is looked for at a time: i
 _LEAST_RUN = (
     8  # pairs of one query, on average, from which a product for each query is faster than one of gathered queries
 )
-_CHUNK = {"cpu": 128, "cuda": 32768}  # rows narrowed, or pairs scored, at a time; a processor keeps them in its cache
+_CHUNK = {"cpu": 256, "cuda": 32768}  # rows narrowed, or pairs scored, at a time; a processor keeps them in its cache
 _BLOCK_ROWS = {"cpu": 16384, "cuda": 131072}
 
 Found = tuple[np.ndarray, np.ndarray]

@@ -91,7 +91,7 @@ class RowList:
         key = content_key([_VERSION, column, [sha256_of(file) for file in files]])
         folder = cache_folder() / "lists" / key
         with locked(folder, wait=True):
-            record = read_seal(folder, SEAL, key, verify=False)
+            record = read_seal(folder, SEAL, key)
             if record is None:
                 remove_leftovers(folder)
                 record = _sort(folder, key, (entry for file in files for entry in _entries(file, column)))
@@ -203,6 +203,8 @@ def _sort(folder: Path, key: str, entries: Iterable[tuple[str, np.ndarray]]) -> 
 
 def _spread(folder: Path, keys: np.ndarray) -> int:
     """Append keys to one file for each of the 256 values of their first byte; how many there were."""
+    if not len(keys):
+        return 0
     folder.mkdir(exist_ok=True)
     keys = np.sort(keys)
     parts, starts = np.unique(keys >> np.uint64(56), return_index=True)

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -90,9 +91,8 @@ def _guess(
         return None
     nearest = Nearest(xq, rank, device=device, block_rows=_SAMPLE_ROWS)
     nearest.add(take(np.linspace(0, rows - 1, _SAMPLE_ROWS).astype(np.int64)), 0)
-    return np.nextafter(
-        nearest.found()[0][:, -1], np.float32(-np.inf)
-    )  # so that a score equal to it surpasses the guess
+    # The next number below, so that a score equal to it surpasses the guess.
+    return np.nextafter(nearest.found()[0][:, -1], np.float32(-np.inf))
 
 
 def _taken(shards: Iterable[np.ndarray], sizes: Sequence[int], rows: np.ndarray) -> np.ndarray:
@@ -134,7 +134,8 @@ def scan_pool(
         sizes = [shard.rows for shard in pool.shards]
         for modality in modalities:
             shards = (pool.embeddings(shard, modality) for shard in pool.shards)
-            floors[modality] = _guess(xq, k, pool.rows, partial(_taken, shards, sizes), device)
+            with suppress(ValueError):  # the pass meets what is wrong as well, and names its file
+                floors[modality] = _guess(xq, k, pool.rows, partial(_taken, shards, sizes), device)
     found = _pool_pass(pool, xq, k, floors, rows, device, state, progress)
     for modality, (D, I) in found.items():  # noqa: E741
         short = _failed(D, floors[modality])

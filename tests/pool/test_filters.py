@@ -188,10 +188,13 @@ def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
 def test_what_the_pool_does_not_tell_cannot_be_asked_for(tmp_path: Path) -> None:
     pool = pool_of(tmp_path / "pool", {"url": URLS})
     with pytest.raises(UsageError, match=r"metadata_0000.parquet: tells no punsafe, which rows.punsafe_below asks for"):
-        RowFilter(pool, RowSettings(punsafe_below=0.5)).mask(pool.shards[0])
-    rows = RowFilter(pool, RowSettings(block=(listed(tmp_path / "list.txt", md5("a")),)))
+        RowFilter(pool, RowSettings(punsafe_below=0.5))
     with pytest.raises(UsageError, match=r"tells no md5, which .*list.txt asks for"):
-        rows.mask(pool.shards[0])
+        RowFilter(pool, RowSettings(block=(listed(tmp_path / "list.txt", md5("a")),)))
+    half = pool_of(tmp_path / "half", SHARD, {"url": URLS})
+    rows = RowFilter(half, RowSettings(punsafe_below=0.5))
+    with pytest.raises(UsageError, match=r"metadata_0001.parquet: tells no punsafe"):
+        kept(rows, half)
 
 
 @settings(max_examples=60, deadline=None)

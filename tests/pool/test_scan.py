@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -409,3 +412,66 @@ def test_a_gpu_takes_masks_and_small_blocks() -> None:
     allowed = rng.random(9000) < 0.2
     found = scan(xq, np.split(xb, [4000]), 50, allowed=np.split(allowed, [4000]), block_rows=700, device="cuda:0")
     assert_same(found, brute_force(xq, xb, 50, allowed))
+
+
+LARGE = """
+import json, resource, sys
+from pathlib import Path
+import numpy as np
+from retrieve_or_generate.experiment import RowSettings
+from retrieve_or_generate.pool.filters import RowFilter
+from retrieve_or_generate.pool.layout import open_pool
+from retrieve_or_generate.pool.scan import scan_pool
+
+folder = Path(sys.argv[1])
+pool = open_pool(str(folder / "pool"))
+rows = RowFilter(pool, RowSettings(punsafe_below=0.9, allow=(str(folder / "allow.parquet"),)))
+D, I = scan_pool(pool, np.load(folder / "xq.npy"), 1000, rows=rows, state=folder / "state")["image"]
+told = pool.metadata(np.unique(I[:, :100]), ("hash", "punsafe"))
+assert max(told["punsafe"].to_pylist()) < 0.9
+np.savez(folder / "found.npz", D=D, I=I)
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(json.dumps({"rows": pool.rows, "selected": len(told), "counts": rows.counts, "memory_gib": memory}))
+"""
+
+
+def write_large_pool(folder: Path, rows: int, shards: int, dim: int) -> None:
+    """Unit vectors with `punsafe` and an id for each, and a list that allows three rows of four."""
+    for name in ("pool/img_emb", "pool/metadata"):
+        (folder / name).mkdir(parents=True)
+    size = rows // shards
+    allowed = pq.ParquetWriter(folder / "allow.parquet", pa.schema([("hash", pa.int64())]))
+    for number in range(shards):
+        rng = np.random.default_rng(number)
+        np.save(folder / f"pool/img_emb/img_emb_{number:04d}.npy", unit(rng, size, dim).astype(np.float16))
+        ids = rng.integers(-(2**63), 2**63 - 1, size)
+        told = pa.table({"hash": ids, "punsafe": rng.random(size)})
+        pq.write_table(told, folder / f"pool/metadata/metadata_{number:04d}.parquet")
+        allowed.write_table(pa.table({"hash": ids[np.arange(size) % 4 != 3]}))
+    allowed.close()
+
+
+@pytest.mark.slow
+def test_ten_million_rows_are_scanned_filtered_and_selected_in_bounded_memory(tmp_path: Path) -> None:
+    rows, shards, dim = 10_000_000, 10, 32
+    write_large_pool(tmp_path, rows, shards, dim)
+    xq = unit(np.random.default_rng(99), 200, dim)
+    np.save(tmp_path / "xq.npy", xq)
+    environment = {**os.environ, "ROG_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", LARGE, tmp_path], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["memory_gib"] < 1.5  # of which torch takes 0.7 when it is imported
+    pool = open_pool(str(tmp_path / "pool"))
+    punsafe = pool.metadata(columns=("punsafe",))["punsafe"].to_numpy()
+    allowed = (punsafe < 0.9) & (np.arange(rows) % 4 != 3)
+    assert sum(told["counts"].values()) == rows - allowed.sum()
+    scores = np.concatenate(
+        [pool.embeddings(s, "image").astype(np.float64) @ xq[:3].T.astype(np.float64) for s in pool.shards]
+    )
+    with np.load(tmp_path / "found.npz") as found:
+        for number, column in enumerate(scores.T.astype(np.float32)):
+            column[~allowed] = -np.inf
+            best = np.lexsort((np.arange(rows), -column))[:1000]
+            np.testing.assert_array_equal(found["I"][number], best)
+            np.testing.assert_array_equal(found["D"][number], column[best])
