@@ -17,9 +17,10 @@ import pytest
 
 from retrieve_or_generate import api, cli
 from retrieve_or_generate.blocklist import Blocklist, default_blocklist
+from retrieve_or_generate.compare import compare
 from retrieve_or_generate.compare.plan import TrialPlan, chosen_rows
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.experiment import Experiment, dump_experiment
+from retrieve_or_generate.experiment import Experiment, dump_experiment, load_experiment
 from retrieve_or_generate.image_set import (
     CANDIDATES,
     MANIFEST,
@@ -36,6 +37,11 @@ from retrieve_or_generate.takedown import Takedown, takedown
 
 CLASSES = ("one", "two")
 IMAGES = 14
+OVERRIDES = (
+    *("tasks=[textures]", "scales=[8, 16]", "seeds=1", "retrieve.candidates_per_class=12", "retrieve.k=12"),
+    *("curate.keep_fraction=0.5", "synthesize.num_inference_steps=2", "perturb.shown=[]"),
+    *("finetune.updates=2", "finetune.batch_size=8"),
+)
 TAKEN = 5  # a retrieved image of class "two"; the other set has it under another key, the pool too
 
 
@@ -152,7 +158,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> World:
         if f"{TAKEN:04d}" in chosen_rows(image_set, TrialPlan("numbers", "retrieved", 4, config["seed"], config))
     }
     assert 0 < len(trained) < 6
-    (run / "experiment.yaml").write_text(dump_experiment(Experiment(tasks=("nowhere",), pool=str(folder / "pool"))))
+    (run / "experiment.yaml").write_text(dump_experiment(Experiment()))
     write_json(run / "environment.json", {"inputs": "before"})
     for name in ("run.json", "results.parquet", "results.csv", "verdict.json", "report.html", "figures/a.svg"):
         (run / name).parent.mkdir(exist_ok=True)
@@ -176,12 +182,7 @@ def world(made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World
 
 
 def copied(made: World, folder: Path) -> World:
-    """As it is, locks and all; the experiment names the copy of the pool."""
-    shutil.copytree(made.folder, folder)
-    world = World(folder, made.trained)
-    text = (world.run / "experiment.yaml").read_text()
-    (world.run / "experiment.yaml").write_text(text.replace(str(made.pool), str(world.pool)))
-    return world
+    return World(shutil.copytree(made.folder, folder), made.trained)
 
 
 def holders(folder: Path, data: bytes) -> list[str]:
@@ -194,7 +195,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (".lock", "experiment.yaml")
+        if path.is_file() and path.name != ".lock"
     }
 
 
@@ -225,6 +226,7 @@ def test_no_byte_of_it_is_left(hash: str, world: World) -> None:
 def test_everything_else_is_as_it_was(world: World) -> None:
     before = {name: load_image_set(world.run / "sets/numbers" / name) for name in ("retrieved", "perturbed-0.4")}
     rows = {name: image_set.manifest.set_index("key") for name, image_set in before.items()}
+    fingerprint = open_pool(str(world.pool)).fingerprint
     taken(world)
     for name, was in rows.items():
         image_set = load_image_set(world.run / "sets/numbers" / name)  # verifies every checksum
@@ -244,8 +246,9 @@ def test_everything_else_is_as_it_was(world: World) -> None:
         assert [sha256(data) for data in image_set.images(kept["key"].tolist())] == kept["sha256"].tolist()
         assert image_set.record["counts"]["two"]["takedown"] == 1
         assert image_set.record["curation"] == {"none": True}
-    pool = open_pool(str(world.pool))
+    pool = open_pool(str(world.pool))  # verifies every checksum
     assert pool.rows == IMAGES
+    assert pool.fingerprint == fingerprint, "its indexes and runs go on"
     assert sorted(pool.image_bytes(range(IMAGES))) == [n for n in range(IMAGES) if n != TAKEN]
     parts = sorted(path.name for path in (world.runs / "half/.downloads").iterdir())
     assert parts == ["00000.json", "00000.parquet"], "only the part that held it is fetched again"
@@ -414,3 +417,31 @@ def test_what_is_no_hash(hash: str, message: str, world: World) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         api.takedown("ab" * 32, (world.folder / "nowhere",))
     assert not default_blocklist().exists()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Path(
+        shutil.copytree(open_pool("pocket").folder, tmp_path / "pool", ignore=shutil.ignore_patterns("indices"))
+    )
+    experiment = load_experiment(None, (*OVERRIDES, f"pool={pool}"))
+    run = tmp_path / "run"
+    compare(experiment, run, jobs=1)
+    first = read_json(run / "verdict.json")
+    kept = load_image_set(run / "sets/textures/retrieved").kept
+    data = load_image_set(run / "sets/textures/retrieved").images([kept["key"][0]])[0]
+    monkeypatch.setattr("retrieve_or_generate.blocklist.default_blocklist", lambda: tmp_path / "blocklist.txt")
+    monkeypatch.setattr("retrieve_or_generate.takedown.memory.cache_folder", lambda: tmp_path)
+    done = takedown(md5(data), [tmp_path], str(pool))
+    assert done.pool_images >= 1
+    assert {folder.name for folder in done.sets} == {"retrieved", "perturbed-0.4"}
+    assert done.trials
+    assert holders(tmp_path, data) == []
+    again = compare(experiment, run, jobs=1)
+    assert set(again) == set(first)
+    retrieved = load_image_set(run / "sets/textures/retrieved")
+    assert kept["key"][0] not in set(retrieved.kept["key"])
+    trials = set(pq.read_table(run / "results.parquet")["trial"].to_pylist())
+    assert not trials & {trial.name for trial in done.trials}
+    assert holders(tmp_path, data) == []
+    assert api.verify(run)[0] > 0

@@ -29,6 +29,8 @@ __all__ = ["Modality", "Pool", "PoolShard", "open_pool", "sampled_content"]
 
 UNFINISHED = "unfinished.json"
 """Stands in a pool folder from when it is begun until its seal is written."""
+BEFORE_TAKEDOWN = "files_before_takedown"
+"""In a pool's seal: its files as they were before images were taken down."""
 _SAMPLE_ROWS = 4096  # of a pool, whose norms are looked at on opening; 8 to 256 of each shard
 _CHECKSUM_BYTES = 2**30  # of a sealed pool that are read on opening; of a larger one only `rog verify` reads every byte
 _OPENERS = 16
@@ -64,14 +66,17 @@ class Pool:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits: of the recorded checksums where the pool is sealed, else of sizes and sampled content."""
+        """16 hex digits: of the recorded checksums where the pool is sealed, else of sizes and sampled content.
+
+        A pool that images were taken down from (`rog takedown`) is the same pool: its indexes, searches and runs go on.
+        """
         found = [self._part_fingerprint(part) for part in self.parts or (self.folder,)]
         return found[0] if len(found) == 1 else content_key(found)
 
     def _part_fingerprint(self, part: Path) -> str:
         sealed = read_seal(part, POOL_SEAL, verify=False)
         if sealed:
-            return content_key([sealed["key"], sealed["files"]])
+            return content_key([sealed["key"], sealed.get(BEFORE_TAKEDOWN, sealed["files"])])
         mine = [shard for shard in self.shards if shard.image_embeddings.is_relative_to(part)]
         files = [path for s in mine for path in (s.image_embeddings, s.text_embeddings, s.metadata) if path]
         with ThreadPoolExecutor(_OPENERS) as threads:
@@ -137,7 +142,7 @@ def sampled_content(path: Path) -> list[int | str]:
     size, part = path.stat().st_size, 1 << 16
     with path.open("rb") as file:
         head = file.read(part)
-        file.seek(max(size - part, 0))
+        file.seek(max(size - part, part))
         return [size, hashlib.sha256(head + file.read(part)).hexdigest()]
 
 

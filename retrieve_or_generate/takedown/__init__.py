@@ -51,7 +51,7 @@ def takedown(hash: str, folders: Sequence[Path], pool: str | None = None, progre
             raise UsageError(f"{folder}: no such folder")
     with ExitStack() as locks:
         places = runs.find_runs(folders)
-        for run in places:
+        for run in places:  # no comparison goes on meanwhile
             locks.enter_context(locked(run))
         shelf = pools.open_shelf(pool) if pool else None
         problems: list[str] = []
@@ -67,10 +67,7 @@ def takedown(hash: str, folders: Sequence[Path], pool: str | None = None, progre
         touched = runs.withdraw(places, [one.folder for one in affected])
         removed = _remove(affected, problems)
         unfinished.remove(folders, shas)
-        count = 0
-        if shelf is not None:
-            with runs.same_inputs(places, shelf.pool):
-                count = shelf.remove(shas)
+        count = shelf.remove(shas) if shelf is not None else 0
     return Takedown(tuple(sorted(shas)), tuple(listed), removed, count, tuple(stale), tuple(touched), tuple(problems))
 
 

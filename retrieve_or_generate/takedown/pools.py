@@ -1,4 +1,7 @@
-"""Images taken out of a pool's own shards. Its embeddings and metadata keep their rows, so that nothing loses its place."""
+"""Images taken out of a pool's own shards. Its embeddings and metadata keep their rows, so that nothing loses its place.
+
+The pool keeps its fingerprint, too: its seal goes on naming the files as they were, beside the checksums of what they are.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 
 from retrieve_or_generate.blocklist import Blocklist
 from retrieve_or_generate.pocket.places import POOL_SEAL
-from retrieve_or_generate.pool.layout import Pool, open_pool
+from retrieve_or_generate.pool.layout import BEFORE_TAKEDOWN, Pool, open_pool
 from retrieve_or_generate.pool.parts import find_parts
 from retrieve_or_generate.pool.tars import IMAGE_SUFFIXES, Member, image_members, members, sample_key, write_tar
 from retrieve_or_generate.progress import Progress
@@ -74,8 +77,8 @@ def _rewrite(path: Path, names: set[str]) -> None:
     write_tar(staged / relative, _others(path, names))
     changed = [relative]
     if (part / POOL_SEAL).is_file():
-        record = read_json(part / POOL_SEAL)
-        new = staged / relative
+        record, new = read_json(part / POOL_SEAL), staged / relative
+        record.setdefault(BEFORE_TAKEDOWN, dict(record["files"]))
         if relative in record["files"]:
             record["files"][relative] = {"bytes": new.stat().st_size, "sha256": sha256_of(new)}
         write_json(staged / POOL_SEAL, record)
