@@ -224,6 +224,8 @@ def _serve(prepare: Callable[[], Work[P, R]], pipe: Connection, environment: dic
     os.environ.clear()
     os.environ.update(environment)  # the server's are those of its own start
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Downloads run in processes of its own, forbidden by multiprocessing to a child that ends with its parent. Ours watch for that.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     threading.Thread(target=_end_with_parent, daemon=True).start()
     work: Work[P, R] | None = None
     _listener.set(_Teller(pipe))

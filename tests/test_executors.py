@@ -63,6 +63,14 @@ def tellers() -> Callable[[int], int]:
     return tell_twice
 
 
+def nested(number: int) -> int:
+    return sum(result for _, result in run_units([Unit(str(i), i) for i in range(number)], squares, 2))
+
+
+def nests() -> Callable[[int], int]:
+    return nested
+
+
 def _note(folder: Path, number: int) -> None:
     (folder / f"{number}-{os.getpid()}").touch()
     time.sleep(60)
@@ -138,6 +146,10 @@ def test_a_single_unit_runs_apart_only_if_asked_and_tells_how_far_it_is(apart: b
     assert [process for _, process in run_units(units, tellers, 2, apart=apart)] != []
 
 
+def test_a_unit_may_have_processes_of_its_own() -> None:
+    assert [result for _, result in run_units([Unit("three", 3)], nests, 2, apart=True)] == [0 + 1 + 4]
+
+
 def test_nobody_needs_to_listen() -> None:
     tell("nothing", 0, 1)
 
@@ -151,7 +163,7 @@ _PARENT = """
 import sys
 from functools import partial
 from pathlib import Path
-from retrieve_or_generate.executors import Unit, run_units, tell
+from retrieve_or_generate.executors import Unit, run_units
 from test_executors import sleepers
 if __name__ == "__main__":
     list(run_units([Unit(str(n), n) for n in range(2)], partial(sleepers, Path(sys.argv[1])), jobs=2))
@@ -163,7 +175,7 @@ def _alive(process: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def _until(true: Callable[[], bool], seconds: float = 20) -> bool:
+def _until(true: Callable[[], bool], seconds: float = 60) -> bool:
     end = time.monotonic() + seconds
     while not (reached := true()) and time.monotonic() < end:
         time.sleep(0.02)

@@ -82,6 +82,13 @@ class _Run:
     jobs: int
     progress: Progress
 
+    def search(self) -> None:
+        """Search the pool once for all tasks, in a worker of all threads, whose memory is free again afterwards."""
+        units = sets.search_units(self.out, self.tasks, self.experiment)
+        load = partial(sets.prepare_search, self.out, self.experiment, self.device, self.jobs)
+        for _ in run_units(units, load, self.jobs, apart=True, progress=self.progress):
+            pass
+
     def work(self, what: str, units: list[Unit[Any]], prepare: Callable[..., Any]) -> None:
         """Do the units in workers that start with `prepare`."""
         load = partial(prepare, self.out, self.experiment, self.device)
@@ -92,7 +99,8 @@ class _Run:
 
 
 def _run(run: _Run, key: str) -> None:
-    """Everything that is missing of the run, in turn: image sets, trials, results, report, and the seal."""
+    """Everything that is missing of the run, in turn: search, image sets, trials, results, report, and the seal."""
+    run.search()
     for what, units in sets.missing(run.out, run.tasks, run.experiment):
         run.work(what, units, sets.prepare)
         check_scales(run.experiment, run.tasks, sets.retrieved_sets(run.out, run.tasks, run.experiment))

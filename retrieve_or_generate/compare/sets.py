@@ -1,6 +1,7 @@
 """The image sets of a run, one unit of work each: `sets/<task>/retrieved`, `…/synthetic`, `…/perturbed-<strength>`.
 
-Writes beside them `stages/<task>-<source>.json`: what the set cost. Runs in worker processes, where models are loaded once.
+Before them the pool is searched once for all tasks (`search/<task>/`). What a set cost stands in `stages/<task>-<source>.json`, its
+share of the search in `stages/<task>-search.json`. Runs in worker processes, where models are loaded once.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieve_or_generate.executors import Unit
+from retrieve_or_generate.executors import Unit, tell
 from retrieve_or_generate.experiment import Experiment
 from retrieve_or_generate.image_set import SEAL, ImageSet, load_image_set
 from retrieve_or_generate.store import write_json
 
 if TYPE_CHECKING:
     from retrieve_or_generate.models import Clip
+    from retrieve_or_generate.pool.layout import Pool
     from retrieve_or_generate.synthesize import Generator
     from retrieve_or_generate.tasks import Task
 
@@ -76,6 +78,50 @@ def _units(
     ]
 
 
+def search_units(out: Path, tasks: dict[str, Task], experiment: Experiment) -> list[Unit[tuple[str, ...]]]:
+    """The search for all tasks at once, unless every retrieved set is there already."""
+    if set(experiment.sources) <= {"none"} or not _units(out, tasks, experiment, ("retrieved",)):
+        return []
+    return [Unit("the search of the pool", experiment.tasks)]
+
+
+def prepare_search(out: Path, experiment: Experiment, device: str, threads: int) -> Callable[[tuple[str, ...]], None]:
+    """The search is one unit, so it takes the threads that the workers of other units would."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return partial(_search, out, experiment, device)
+
+
+def _search(out: Path, experiment: Experiment, device: str, names: tuple[str, ...]) -> None:
+    """Search for every task, then record what that cost, shared out by the tasks' classes."""
+    from retrieve_or_generate.models import load_clip
+    from retrieve_or_generate.retrieve.search import open_search, run_search
+    from retrieve_or_generate.tasks import load_task
+
+    settings = experiment.retrieve
+    started = time.perf_counter()
+    tasks = [load_task(name) for name in names]
+    clip = load_clip(settings.model or experiment.model, device)
+    search = open_search(_pool(experiment), clip, settings, tasks)
+    run_search(search, {_search_folder(out, task): task for task in tasks}, out / "search", tell)
+    seconds, classes = time.perf_counter() - started, sum(len(task.class_names) for task in tasks)
+    for task in tasks:
+        share = seconds * len(task.class_names) / classes
+        write_json(_cost_record(out, task.name, "search"), _cost("search", task, "retrieved", share, 0, device))
+
+
+def _pool(experiment: Experiment) -> Pool | None:
+    """The pool that is searched here; None where a service searches its own."""
+    from retrieve_or_generate.pool.layout import open_pool
+
+    return None if experiment.retrieve.engine == "remote" else open_pool(experiment.pool)
+
+
+def _search_folder(out: Path, task: Task) -> Path:
+    return out / "search" / task.name
+
+
 def _cost_record(out: Path, task: str, source: str) -> Path:
     return out / "stages" / f"{task}-{source}.json"
 
@@ -116,24 +162,30 @@ def _make(maker: _Maker, request: SetRequest) -> None:
     stage, make = _STAGES[request.source]
     started = time.perf_counter()
     image_set = make(maker, task, folder)
-    cost = {
-        "stage": stage,
-        "task": task.name,
-        "source": request.source,
-        "wall_seconds": round(time.perf_counter() - started, 3),
-        "images": len(image_set.manifest),
-        "device": maker.device,
-        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
-    }
+    seconds = time.perf_counter() - started
+    cost = _cost(stage, task, request.source, seconds, len(image_set.manifest), maker.device)
     write_json(_cost_record(maker.out, task.name, request.source), cost)
 
 
+def _cost(
+    stage: str, task: Task, source: str, seconds: float, images: int, device: str
+) -> dict[str, str | int | float]:
+    return {
+        "stage": stage,
+        "task": task.name,
+        "source": source,
+        "wall_seconds": round(seconds, 3),
+        "images": images,
+        "device": device,
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+    }
+
+
 def _retrieved(maker: _Maker, task: Task, folder: Path) -> ImageSet:
-    from retrieve_or_generate.pool.layout import open_pool
     from retrieve_or_generate.retrieve import retrieve
 
-    e = maker.experiment
-    return retrieve(task, open_pool(e.pool), maker.clip, folder, e.retrieve, e.curate)
+    e, found = maker.experiment, _search_folder(maker.out, task)
+    return retrieve(task, _pool(e), maker.clip, folder, e.retrieve, e.curate, search_folder=found)
 
 
 def _synthetic(maker: _Maker, task: Task, folder: Path) -> ImageSet:

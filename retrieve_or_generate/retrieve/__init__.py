@@ -8,41 +8,52 @@ downloaded anew from their URLs; either way the same bytes give the same set. Wh
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from retrieve_or_generate.blocklist import Blocklist
+from retrieve_or_generate.executors import core_count
 from retrieve_or_generate.experiment import CurateSettings, RetrieveSettings
 from retrieve_or_generate.image_set import ImageSet, ImageSetWriter, candidates_record, check_free
 from retrieve_or_generate.progress import Progress
 from retrieve_or_generate.retrieve.download import download as download_urls
-from retrieve_or_generate.retrieve.download import downloaded
+from retrieve_or_generate.retrieve.download import downloaded, image_set_reason
 from retrieve_or_generate.retrieve.guard import DownloadPolicy
-from retrieve_or_generate.store import content_key, durable_file, locked, remove_leftovers
+from retrieve_or_generate.store import content_key, durable_file, locked, read_json, remove_leftovers
+from retrieve_or_generate.weights import clip_fingerprint
 
 if TYPE_CHECKING:  # a download worker imports this package, and has no use for what loads a model
     from retrieve_or_generate.models import Clip
     from retrieve_or_generate.pool.layout import Pool
     from retrieve_or_generate.retrieve.engines import Engine
+    from retrieve_or_generate.retrieve.search import Search
     from retrieve_or_generate.tasks.base import Task
 
 __all__ = ["DownloadPolicy", "retrieve"]
 
 _VERSION = 1  # part of every key: raise when the same settings find other candidates
 _BATCH = 1000
+_URLS_A_PROCESS = 10_000
 _UNSAFE_FROM = 0.5  # of punsafe, LAION's probability that a picture is unsafe: more likely than not
 _SEARCH, _DOWNLOADS = ".search", ".downloads"
-_TOLD = ("url", "caption", "NSFW", "punsafe", "md5")
+_TOLD = ("url", "caption", "NSFW", "punsafe", "md5", "sha256", "hash")
+
+Image = tuple[bytes | None, str]
+"""An image, or None and why there is none."""
 
 
 def retrieve(
     task: Task,
-    pool: Pool,
+    pool: Pool | None,
     clip: Clip,
     out: Path,
     settings: RetrieveSettings,
@@ -55,101 +66,121 @@ def retrieve(
 ) -> ImageSet:
     """The retrieved image set of `task`, in folder `out`; a finished one with the same inputs is opened as it is.
 
-    `clip` scores the images that were found, and searches where the settings name no other model. `index_folder` is where the
-    FAISS index lies or is built (beside the pool by default), `search_folder` where the search of this task was or will be kept
-    (in `out` by default), `policy` what a download may do (fetch: http).
+    `pool` is None where a service searches its own (engine: remote). `clip` scores the images that were found, and searches where
+    the settings name no other model. `index_folder` is where the FAISS index lies or is built (beside the pool by default),
+    `search_folder` where the search of this task was or will be kept (in `out` by default), `policy` how a download is done
+    (fetch: http).
 
     Raises:
         UsageError: pool and model do not fit, or `out` holds something else. IntegrityError: the pool is damaged.
-        IncompleteError: a download worker died; the same call continues.
+        IncompleteError: too few URLs gave an image, or a worker or service failed; the same call continues.
     """
     from retrieve_or_generate.curate.curation import curate
-    from retrieve_or_generate.retrieve.engines import choose_engine
+    from retrieve_or_generate.retrieve.search import open_search
 
-    engine = choose_engine(pool, settings, index_folder)
-    config = _config(task, pool, clip, settings, engine)
+    found_in = search_folder or out / _SEARCH
+    search = open_search(
+        pool, clip, settings, [task], index_folder=index_folder, engine=_engine_before(out, found_in, settings)
+    )
+    config = _config(task, search, clip)
     key = content_key(config)
     if candidates_record(out, key) is None:
-        from retrieve_or_generate.retrieve.search import Search, check_search, search_model
-
-        search = Search(pool, search_model(clip, settings), settings, engine)
-        check_search(search)
         check_free(out)
         with locked(out):
             remove_leftovers(out)
-            rows, facts = _candidates(search, task, search_folder or out / _SEARCH, progress)
+            rows, facts = _candidates(search, task, found_in, progress)
+            images = _images(pool, rows, out / _DOWNLOADS, settings, policy, progress)
+            record = config | {"search": facts}
             with ImageSetWriter(
-                out,
-                task=task.name,
-                source="retrieved",
-                key=key,
-                class_names=task.class_names,
-                config=config | {"search": facts},
+                out, task=task.name, source="retrieved", key=key, class_names=task.class_names, config=record
             ) as writer:
-                _write(writer, pool.name, rows, _images(pool, rows, out / _DOWNLOADS, settings, policy), progress)
+                _write(writer, _source(search), rows, images, progress)
     _clear(out)
     return curate(out, task=task, clip=clip, settings=curation)
 
 
-def _config(task: Task, pool: Pool, clip: Clip, settings: RetrieveSettings, engine: Engine) -> dict[str, Any]:
-    """What the candidates follow from."""
-    from retrieve_or_generate.retrieve.search import identified
-    from retrieve_or_generate.weights import clip_fingerprint
+def _engine_before(out: Path, found_in: Path, settings: RetrieveSettings) -> Engine | None:
+    """With `engine: auto`, the engine that this set was begun with: the planner's measurements may say something else today."""
+    from retrieve_or_generate.retrieve.engines import Engine
 
-    model = settings.model or clip.name
+    if settings.engine != "auto":
+        return None
+    for path in (out / "candidates.json", found_in / "neighbours.json"):
+        record = read_json(path) if path.is_file() else {}
+        told = record.get("engine") or record.get("config", {}).get("retrieve", {}).get("engine")
+        if told:
+            return Engine(told[0], told[1], "begun with it")
+    return None
+
+
+def _source(search: Search) -> str:
+    return search.pool.name if search.pool else str(search.settings.service.url)
+
+
+def _config(task: Task, search: Search, clip: Clip) -> dict[str, Any]:
+    """What the candidates follow from."""
+    pool, model = search.pool, search.settings.model or clip.name
     return {
         "version": _VERSION,
         "task": task.fingerprint,
-        "pool": {"name": pool.name, "fingerprint": pool.fingerprint},
+        "pool": {"name": _source(search), "fingerprint": pool.fingerprint if pool else None},
         "model": {"name": model, "fingerprint": clip_fingerprint(model)},
-        "retrieve": identified(settings) | {"engine": engine.name, "index": engine.identity},
+        "retrieve": search.identity,
     }
 
 
-def _candidates(search: Any, task: Task, folder: Path, progress: Progress | None) -> tuple[pa.Table, dict[str, Any]]:
-    """The candidates with what the pool says of them, and how they were found."""
+def _candidates(search: Search, task: Task, folder: Path, progress: Progress | None) -> tuple[pa.Table, dict[str, Any]]:
+    """The candidates with what the pool says of them and why some are not fit, and how they were found."""
     from retrieve_or_generate.retrieve.queries import class_queries
     from retrieve_or_generate.retrieve.search import read_found, run_search
-    from retrieve_or_generate.retrieve.semantic import find_candidates
+    from retrieve_or_generate.retrieve.semantic import answered_candidates, find_candidates
 
     found = read_found(search, task, folder)
     if found is None:
         run_search(search, {folder: task}, folder, progress)
         found = read_found(search, task, folder)
         assert found is not None
-    queries = class_queries(task, search.clip, search.settings)
-    table = find_candidates(task, search.pool, queries, found, search.settings)
-    told = search.pool.metadata(table["row"].to_numpy(), _TOLD)
-    for name in _TOLD:
-        table = table.append_column(name, told[name])
-    return table.append_column("reason", pa.array(_unfit(told, search.settings), pa.string())), found.facts
+    if search.pool is None:
+        rows = answered_candidates(found, search.settings)
+    else:
+        queries = class_queries(task, search.clip, search.settings)
+        rows = find_candidates(task, search.pool, queries, found, search.settings)
+        told = search.pool.metadata(rows["row"].to_numpy(), _TOLD)
+        for name in _TOLD:
+            rows = rows.append_column(name, told[name])
+    return rows.append_column("reason", pa.array(_unfit(rows, search.settings), pa.string())), found.facts
 
 
-def _unfit(told: pa.Table, settings: RetrieveSettings) -> list[str]:
+def _unfit(rows: pa.Table, settings: RetrieveSettings) -> list[str]:
     """Why rows are dropped before anything is fetched, "" for those that are not."""
     if settings.nsfw == "keep":
-        return [""] * told.num_rows
-    tags = [str(tag or "").upper() == "NSFW" for tag in told["NSFW"].to_pylist()]
-    unsafe = told["punsafe"].cast(pa.float64()).fill_null(0.0).to_numpy() >= _UNSAFE_FROM
-    return np.where(tags, "nsfw", np.where(unsafe, "unsafe", "")).tolist()
+        return [""] * rows.num_rows
+    tagged = np.array([str(tag or "").upper() == "NSFW" for tag in rows["NSFW"].to_pylist()], bool)
+    unsafe = np.zeros(rows.num_rows, bool)
+    if "punsafe" in rows.column_names:
+        unsafe = pc.fill_null(rows["punsafe"].cast(pa.float64()), 0.0).to_numpy() >= _UNSAFE_FROM
+    reasons: list[str] = np.where(tagged, "nsfw", np.where(unsafe, "unsafe", "")).tolist()
+    return reasons
 
 
 def _images(
-    pool: Pool, rows: pa.Table, scratch: Path, settings: RetrieveSettings, policy: DownloadPolicy | None
-) -> Iterator[tuple[bytes | None, str]]:
-    """For each row that is not dropped: its image, or None and why there is none."""
-    wanted = rows.filter(pa.compute.equal(rows["reason"], ""))
-    if settings.fetch == "shards":
-        return _from_shards(pool, wanted["row"].to_pylist())
-    return _from_web(wanted, scratch, policy or DownloadPolicy())
+    pool: Pool | None,
+    rows: pa.Table,
+    scratch: Path,
+    settings: RetrieveSettings,
+    policy: DownloadPolicy | None,
+    progress: Progress | None,
+) -> Iterator[Image]:
+    """What comes of each row that is fit."""
+    fit = rows.filter(pc.equal(rows["reason"], ""))
+    if pool is not None and settings.fetch == "shards":
+        listed = settings.download.blocklist
+        return _from_shards(pool, fit, Blocklist.load(Path(listed) if listed else None))
+    return _from_web(fit, scratch, settings, policy, progress)
 
 
 def _write(
-    writer: ImageSetWriter,
-    pool_name: str,
-    rows: pa.Table,
-    images: Iterator[tuple[bytes | None, str]],
-    progress: Progress | None,
+    writer: ImageSetWriter, pool_name: str, rows: pa.Table, images: Iterator[Image], progress: Progress | None
 ) -> None:
     done = 0
     for batch in rows.to_batches(_BATCH):
@@ -170,24 +201,46 @@ def _write(
     writer.finish()
 
 
-def _from_shards(pool: Pool, rows: list[int]) -> Iterator[tuple[bytes | None, str]]:
-    """The image of each row, None where the pool has none."""
-    for start in range(0, len(rows), _BATCH):
-        part = rows[start : start + _BATCH]
-        images = pool.image_bytes(part)
-        for row in part:
-            yield (images[row], "") if row in images else (None, "dead_link")
+def _from_shards(pool: Pool, rows: pa.Table, blocklist: Blocklist) -> Iterator[Image]:
+    """From the pool itself, which lacks what could not be had when it was made."""
+    for batch in rows.select(["row", "url", "hash"]).to_batches(_BATCH):
+        images = pool.image_bytes(batch["row"].to_pylist())
+        for row in batch.to_pylist():
+            image = images.get(row["row"])
+            if blocklist and _is_blocked(blocklist, row, image):
+                yield None, "blocked"
+            else:
+                yield image, "" if image else "dead_link"
 
 
-def _from_web(rows: pa.Table, scratch: Path, policy: DownloadPolicy) -> Iterator[tuple[bytes | None, str]]:
-    """The image of each row, None where its URL gave none, or another than the pool was made of."""
-    asked = rows.select(["url", "md5"]).append_column("key", rows["row"].cast(pa.string()))
-    status = download_urls(asked, scratch, policy)
+def _is_blocked(blocklist: Blocklist, row: dict[str, Any], image: bytes | None) -> bool:
+    sums = (hashlib.sha256(image).hexdigest(), _md5(image)) if image else (None, None)
+    return blocklist.blocks(url=row["url"], id=row["hash"], sha256=sums[0], md5=sums[1])
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _from_web(
+    rows: pa.Table, scratch: Path, settings: RetrieveSettings, policy: DownloadPolicy | None, progress: Progress | None
+) -> Iterator[Image]:
+    """Downloaded, under the terms of the settings."""
+    known = {name: rows[name] for name in ("url", "md5", "sha256") if name in rows.column_names}
+    ids = {"id": rows["hash"]} if "hash" in rows.column_names else {}
+    asked = pa.table({"key": rows["row"].cast(pa.string()), **known, **ids})
+    told = partial(_of, progress, rows.num_rows) if progress else None
+    processes = max(1, min(core_count(), rows.num_rows // _URLS_A_PROCESS))
+    status = download_urls(asked, scratch, policy, settings=settings.download, processes=processes, progress=told)
     with durable_file(scratch / "status.parquet") as temporary:
         pq.write_table(status.drop_columns(["part"]), temporary)
     fetched = downloaded(scratch, status)
     for what in status["status"].to_pylist():
-        yield (next(fetched)[1], "") if what == "ok" else (None, "dead_link")
+        yield (next(fetched)[1], "") if what == "ok" else (None, image_set_reason(what))
+
+
+def _of(progress: Progress, total: int, done: int) -> None:
+    progress("downloads", done, total)
 
 
 def _clear(out: Path) -> None:

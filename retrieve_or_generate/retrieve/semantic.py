@@ -46,6 +46,13 @@ def find_candidates(task: Task, pool: Pool, queries: Queries, found: Found, sett
     return pa.table([rows[chosen], labels[chosen], scores[chosen], told], schema=CANDIDATES)
 
 
+def answered_candidates(found: Found, settings: RetrieveSettings) -> pa.Table:
+    """The best `candidates_per_class` rows of each class as a service scored them, with the columns of `search.ANSWERED`."""
+    assert found.neighbours is not None
+    rows, labels, scores = (found.neighbours[name].to_numpy() for name in ("row", "label", "score"))
+    return found.neighbours.take(chosen_pairs(rows, labels, scores, settings.candidates_per_class))
+
+
 def _pairs(table: pa.Table | None, classes: int) -> np.ndarray:
     """One ascending number for each row and label of a table in that order."""
     if table is None:

@@ -105,7 +105,11 @@ def test_the_same_set_over_http_and_from_shards(
     for shard in sorted(from_shards.folder.glob("*.tar")):
         assert (tmp_path / shard.name).read_bytes() == shard.read_bytes()
     status = pq.read_table(tmp_path / ".downloads/status.parquet").to_pandas().set_index("key")
-    assert status.loc[status["status"] != "ok", "reason"].to_dict() == {str(row): "http_404: 127.0.0.1" for row in DEAD}
+    assert status.loc[status["status"] == "failed", "reason"].to_dict() == {
+        str(row): "http_404: 127.0.0.1" for row in DEAD
+    }
+    assert status.index[status["status"] == "undecodable"].tolist() == [str(row) for row in BROKEN]
+    assert status.index[status["verified"] != "verified"].tolist() == [str(row) for row in sorted(DEAD)]
     assert not set(world.asked) & {f"/{row}.jpg" for row in NSFW}, "NSFW rows are not even asked for"
     count = len(world.asked)
     retrieve(task, world.pool, clip, tmp_path, over_http, CURATION, policy=world.policy)
@@ -138,16 +142,18 @@ def test_a_second_call_opens_what_is_there(world: World, from_shards: ImageSet, 
         retrieve(task, world.pool, clip, from_shards.folder, SEARCH.model_copy(update={"k": 5}), CURATION)
 
 
+def visible(folder: Path) -> dict[str, bytes]:
+    """The files of an image set."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
+
+
 def test_an_unfinished_set_is_made_anew_to_the_same_bytes(
     world: World, from_shards: ImageSet, clip: Clip, task: Task, tmp_path: Path
 ) -> None:
     (tmp_path / "candidates.json").write_text('{"unfinished": "0"}')
     (tmp_path / "00000.tar").write_bytes(b"half")
     retrieve(task, world.pool, clip, tmp_path, SEARCH, CURATION)
-    names = sorted(path.name for path in from_shards.folder.iterdir())
-    assert sorted(path.name for path in tmp_path.iterdir()) == names
-    for name in names:
-        assert (tmp_path / name).read_bytes() == (from_shards.folder / name).read_bytes()
+    assert visible(tmp_path) == visible(from_shards.folder)
 
 
 def test_a_search_that_cannot_be_writes_nothing(world: World, clip: Clip, task: Task, tmp_path: Path) -> None:

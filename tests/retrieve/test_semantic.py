@@ -8,71 +8,35 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from handmade import CAPTIONS, CLIP, DIM, EMBEDDINGS, QUERIES, ROWS, TASK, text_features, write_pool
 
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.experiment import RetrieveSettings
-from retrieve_or_generate.pool.layout import Pool, open_pool
+from retrieve_or_generate.pool.layout import Pool
 from retrieve_or_generate.retrieve import queries as queries_module
-from retrieve_or_generate.retrieve.engines import choose_engine
 from retrieve_or_generate.retrieve.queries import class_queries
-from retrieve_or_generate.retrieve.search import Search, check_search, read_found, run_search
+from retrieve_or_generate.retrieve.search import open_search, read_found, run_search
 from retrieve_or_generate.retrieve.semantic import find_candidates
-from retrieve_or_generate.tasks.base import Task
-
-DIM, ROWS = 16, 300
-CLIP: Any = SimpleNamespace(name="made by hand", embed_dim=DIM, fingerprint="0123", device="cpu")
-
-
-class Birds(Task):
-    """A task without pictures."""
-
-    fingerprint = "4567"
-
-
-TASK = Birds("birds", ("ant", "bee", "cat"), ("a {}.", "photo of a {}", "{}"), Path("nowhere"))
-
-
-def unit(rng: np.random.Generator, n: int) -> np.ndarray:
-    vectors = rng.standard_normal((n, DIM))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-QUERIES = unit(np.random.default_rng(0), 9)
-EMBEDDINGS = {"image": unit(np.random.default_rng(1), ROWS), "text": unit(np.random.default_rng(2), ROWS)}
-CAPTIONS = ["an ant and a bee" if row % 50 == 7 else f"plant {row}" if row % 30 == 1 else None for row in range(ROWS)]
 
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    folder = tmp_path_factory.mktemp("pool")
-    for kind, name in (("image", "img_emb"), ("text", "text_emb")):
-        (folder / name).mkdir()
-        for number, part in enumerate(np.split(EMBEDDINGS[kind], [170])):
-            np.save(folder / f"{name}/{name}_{number:04d}.npy", part.astype(np.float16))
-    (folder / "metadata").mkdir()
-    for number, (start, stop) in enumerate([(0, 170), (170, ROWS)]):
-        table = pa.table({"TEXT": CAPTIONS[start:stop], "URL": [f"http://x/{row}" for row in range(start, stop)]})
-        pq.write_table(table, folder / f"metadata/metadata_{number:04d}.parquet")
-    return open_pool(str(folder))
+    return write_pool(tmp_path_factory.mktemp("pools") / "handmade")
 
 
 @pytest.fixture(autouse=True)
 def _features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries_module, "text_features", lambda clip, texts: QUERIES[: len(texts)])
+    monkeypatch.setattr(queries_module, "text_features", text_features)
 
 
 def searched(pool: Pool, settings: RetrieveSettings, folder: Path, index_folder: Path | None = None) -> pa.Table:
-    search = Search(pool, CLIP, settings, choose_engine(pool, settings, index_folder))
+    settings = settings.model_copy(update={"fetch": "http"})  # the pool has no pictures
+    search = open_search(pool, CLIP, settings, [TASK], index_folder=index_folder)
     run_search(search, {folder: TASK}, folder)
     found = read_found(search, TASK, folder)
     assert found is not None
     return find_candidates(TASK, pool, class_queries(TASK, CLIP, settings), found, settings)
-
-
-def checked(pool: Pool, clip: Any, settings: RetrieveSettings) -> None:
-    check_search(Search(pool, clip, settings, choose_engine(pool, settings, None)))
 
 
 def scores(modalities: tuple[str, ...]) -> np.ndarray:
@@ -149,17 +113,17 @@ def test_an_index_with_every_list_probed_finds_what_the_scan_finds(pool: Pool, t
     settings = RetrieveSettings(k=25, engine="index", index=str(recipe))
     found = searched(pool, settings, tmp_path / "a", tmp_path / "index")
     assert found.equals(searched(pool, RetrieveSettings(k=25), tmp_path / "9"))
-    assert (tmp_path / "index/index.faiss").is_file()
+    assert (tmp_path / "index/index.json").is_file()
     with pytest.raises(UsageError, match="over text embeddings"):
-        checked(pool, CLIP, settings.model_copy(update={"modalities": ("image",), "fetch": "http"}))
+        open_search(pool, CLIP, settings.model_copy(update={"modalities": ("image",), "fetch": "http"}), [TASK])
 
 
 def test_what_cannot_be_searched_is_told_before_anything_is_written(pool: Pool, tmp_path: Path) -> None:
     other: Any = SimpleNamespace(name="other", embed_dim=DIM + 1)
     with pytest.raises(UsageError, match="search a pool with the model that embedded it"):
-        checked(pool, other, RetrieveSettings())
+        open_search(pool, other, RetrieveSettings(), [TASK])
     with pytest.raises(UsageError, match=r"set retrieve\.fetch=http"):
-        checked(pool, CLIP, RetrieveSettings())
+        open_search(pool, CLIP, RetrieveSettings(), [TASK])
     with pytest.raises(UsageError, match="did you mean 'pocket'"):
-        checked(pool, CLIP, RetrieveSettings(fetch="http", engine="index", index="pokcet"))
-    checked(pool, CLIP, RetrieveSettings(fetch="http"))
+        open_search(pool, CLIP, RetrieveSettings(fetch="http", engine="index", index="pokcet"), [TASK])
+    open_search(pool, CLIP, RetrieveSettings(fetch="http"), [TASK])
