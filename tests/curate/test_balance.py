@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieve_or_generate.curate.balance import class_quotas, seeded_ranks, within_cap
+from retrieve_or_generate.curate.balance import class_quotas, seeded_ranks, short_classes, within_cap
 from retrieve_or_generate.errors import UsageError
 
 NAMES = ("one", "two", "three", "four")
@@ -39,6 +39,22 @@ def test_too_large_a_scale_names_the_class_and_the_source() -> None:
     counts = {"retrieved": np.array([9, 5, 9, 9]), "synthetic": np.array([9, 9, 1, 9])}
     with pytest.raises(UsageError, match=r"scale 25: .* share only 24 images \(fewest of 'three': 1 in synthetic"):
         class_quotas(counts, 25, NAMES)
+
+
+def test_a_class_that_one_source_leaves_out_is_left_out_of_all() -> None:
+    counts = {"retrieved": np.array([9, 0, 9, 9]), "synthetic": np.array([9, 9, 4, 9])}
+    assert class_quotas(counts, 10, NAMES, {"two"}).tolist() == [4, 0, 3, 3]
+    assert class_quotas({"synthetic": counts["synthetic"]}, 10, NAMES, {"two"}).tolist() == [4, 0, 3, 3]
+    with pytest.raises(UsageError, match=r"only 22 images \(fewest of 'three': 4 in synthetic; left out: two\)"):
+        class_quotas(counts, 23, NAMES, {"two"})
+
+
+def test_a_class_is_short_below_the_floor_even_without_images() -> None:
+    labels = np.array([0, 0, 2, 2, 2])
+    assert short_classes(labels, 4, 1).tolist() == [1, 3]
+    assert short_classes(labels, 4, 3).tolist() == [0, 1, 3]
+    assert short_classes(labels, 4, 0).tolist() == []
+    assert short_classes(labels[:0], 2, 1).tolist() == [0, 1]
 
 
 def test_the_cap_keeps_the_best() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieve_or_generate.curate.score import clip_scores, places, top_fraction
+from retrieve_or_generate.curate import score
+from retrieve_or_generate.curate.score import best_template_scores, clip_scores, places, top_fraction
 
 rows = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=40)
 
@@ -24,6 +26,23 @@ def test_a_score_is_the_cosine_with_the_own_class() -> None:
     weights = np.array([[1, 0], [0, 1]], np.float32)
     assert np.allclose(clip_scores(features, weights, np.array([0, 0, 1])), [1, 0.6, 0.8])
     assert clip_scores(features[:0], weights, np.array([], np.int64)).shape == (0,)
+
+
+def test_scoring_in_parts_is_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    features, weights, labels = rng.normal(size=(50, 8)), rng.normal(size=(8, 4)), rng.integers(0, 4, 50)
+    whole = clip_scores(features.astype(np.float32), weights.astype(np.float32), labels)
+    monkeypatch.setattr(score, "_ROWS", 7)
+    assert np.array_equal(clip_scores(features.astype(np.float32), weights.astype(np.float32), labels), whole)
+
+
+def test_the_best_template_of_the_own_class_counts() -> None:
+    templates = {0: np.array([[1, 0], [0, 1]], np.float32), 2: np.array([[0.6, 0.8]], np.float32)}
+    features = np.array([[0.6, 0.8], [0.6, 0.8], [1, 0]], np.float32)
+    found = best_template_scores(features, templates.__getitem__, np.array([0, 2, 0]))
+    assert found.dtype == np.float32
+    assert np.allclose(found, [0.8, 1, 1])
+    assert best_template_scores(features[:0], templates.__getitem__, np.array([], np.int64)).shape == (0,)
 
 
 def test_places_by_hand() -> None:
