@@ -323,6 +323,8 @@ def index_recall(
     nprobe: int | None = None,
     recipe: str | None = None,
     texts: Path | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """`recall_at_k`: share of the true `k` nearest rows that the index finds, over captions drawn from the pool or `texts`' lines.
 
@@ -343,7 +345,9 @@ def index_recall(
             "another order"
         )
     asked = _lines(texts) if texts else _drawn_captions(searched, queries)
-    recall = index.measure_recall(opened, searched, text_features(load_clip(opened.recipe.model), asked), k, nprobe)
+    xq = text_features(load_clip(opened.recipe.model, check_device(device)), asked)
+    told = _named(progress, "exact search")
+    recall = index.measure_recall(opened, searched, xq, k, nprobe, device=device, progress=told)
     return {"recall_at_k": recall, "k": k, "queries": len(asked), "rows_found": own}
 
 
@@ -386,7 +390,9 @@ def _lines(path: Path) -> list[str]:
         raise UsageError(f"{path}: not a text file ({error})") from None
 
 
-def takedown(hash: str, folders: tuple[Path, ...], pool: str | None = None, progress: Progress | None = None) -> Takedown:
+def takedown(
+    hash: str, folders: tuple[Path, ...], pool: str | None = None, progress: Progress | None = None
+) -> Takedown:
     """Remove the image with this sha256 or md5, or all that came from this URL, from all below `folders` and from `pool`.
 
     Raises:

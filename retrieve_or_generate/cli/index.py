@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from retrieve_or_generate.cli.options import AsJson, Pool, emit
+from retrieve_or_generate.cli.options import AsJson, Device, Pool, emit
 from retrieve_or_generate.endings import DamageFoundError
 from retrieve_or_generate.errors import IntegrityError
 
@@ -60,6 +60,7 @@ def verify(
         typer.Option(metavar="FILE", help="search for its lines instead, a hundred at least", show_default=False),
     ] = None,
     nprobe: Nprobe = None,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Check an index and measure its recall, which its answers then carry.
@@ -73,9 +74,10 @@ def verify(
               rog index verify /data/laion2B-en-imagePQ128 --recipe laion2b-image --pool /data/laion2B-en --texts prompts.txt
     """
     from retrieve_or_generate import api
+    from retrieve_or_generate.progress import ProgressLine
 
     try:
-        found = api.index_recall(folder, pool, k, queries, nprobe, recipe, texts)
+        found = api.index_recall(folder, pool, k, queries, nprobe, recipe, texts, device, ProgressLine())
     except IntegrityError as error:
         raise DamageFoundError(str(error)) from error
     over = "lines" if texts else "captions"

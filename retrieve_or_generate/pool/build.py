@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from retrieve_or_generate.pool.faiss_files import (
     reason_of,
     write_lists,
 )
-from retrieve_or_generate.pool.footprint import ADD_ROWS, check_fits, check_rows, empty_index, pool_footprint
+from retrieve_or_generate.pool.footprint import ADD_ROWS, PART_ROWS, check_fits, check_rows, empty_index, pool_footprint
 from retrieve_or_generate.pool.layout import Pool, PoolShard
 from retrieve_or_generate.pool.published import sampled
 from retrieve_or_generate.pool.recipe import IndexRecipe
@@ -77,13 +78,13 @@ def _populate(pool: Pool, recipe: IndexRecipe, out: Path, key: str, progress: Pr
     index = faiss.read_index(str(trained))
     if not lists_on_disk(index):
         with _one_thread(isinstance(inner_index(index), faiss.IndexHNSW)):
-            for shard in pool.shards:
-                _add(index, pool, shard, recipe, progress)
+            for span in _spans(pool):
+                _add(index, pool, span, recipe, progress)
         with durable_file(out / INDEX) as temporary:
             faiss.write_index(index, str(temporary))
         return [out / INDEX]
     after = content_key([key, sha256_of(trained)])
-    parts = [_part(index, pool, shard, recipe, out / _WORK, after, progress) for shard in pool.shards]
+    parts = [_part(index, pool, span, recipe, out / _WORK, after, progress) for span in _spans(pool)]
     merge_lists(index, [mapped_lists(part) for part in parts], out)
     return [out / INDEX, out / LISTS]
 
@@ -161,12 +162,35 @@ def _one_thread(needed: bool = True) -> Iterator[None]:
         faiss.omp_set_num_threads(threads)
 
 
-def _add(index: Any, pool: Pool, shard: PoolShard, recipe: IndexRecipe, progress: Progress | None) -> None:
-    embeddings = pool.embeddings(shard, recipe.modality)
+@dataclass(frozen=True)
+class _Span:
+    """Rows `start … stop − 1` of a shard."""
+
+    shard: PoolShard
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """The first of them in the pool, and the one after the last."""
+        return self.shard.first_row + self.start, self.shard.first_row + self.stop
+
+
+def _spans(pool: Pool) -> list[_Span]:
+    """The pool's shards, those of more than a million rows in pieces."""
+    return [
+        _Span(shard, start, min(start + PART_ROWS, shard.rows))
+        for shard in pool.shards
+        for start in range(0, shard.rows, PART_ROWS)
+    ]
+
+
+def _add(index: Any, pool: Pool, span: _Span, recipe: IndexRecipe, progress: Progress | None) -> None:
+    embeddings = pool.embeddings(span.shard, recipe.modality)
     numbered = lists_on_disk(index)
-    for start in range(0, shard.rows, ADD_ROWS):
-        block = np.ascontiguousarray(embeddings[start : start + ADD_ROWS], np.float32)
-        first = shard.first_row + start
+    for start in range(span.start, span.stop, ADD_ROWS):
+        block = np.ascontiguousarray(embeddings[start : min(start + ADD_ROWS, span.stop)], np.float32)
+        first = span.shard.first_row + start
         try:
             if numbered:
                 index.add_with_ids(block, np.arange(first, first + len(block)))
@@ -181,17 +205,18 @@ def _add(index: Any, pool: Pool, shard: PoolShard, recipe: IndexRecipe, progress
 
 
 def _part(
-    index: Any, pool: Pool, shard: PoolShard, recipe: IndexRecipe, folder: Path, key: str, progress: Progress | None
+    index: Any, pool: Pool, span: _Span, recipe: IndexRecipe, folder: Path, key: str, progress: Progress | None
 ) -> Path:
-    """The inverted lists of one shard, as they were kept or made now. `index` is empty before and after."""
-    path, name = folder / f"{shard.index:05d}.ivf", f"{shard.index:05d}.json"
-    own = content_key([key, shard.index, shard.first_row, shard.rows])
+    """The inverted lists of one span, as they were kept or made now. `index` is empty before and after."""
+    first, last = span.rows
+    path, name = folder / f"{first:012d}.ivf", f"{first:012d}.json"
+    own = content_key([key, first, last])
     if read_seal(folder, name, own) is None:
-        _add(index, pool, shard, recipe, progress)
+        _add(index, pool, span, recipe, progress)
         with durable_file(path) as temporary:
             write_lists(index, temporary)
         seal(folder, name, own, [path])
         index.reset()
     elif progress:
-        progress(shard.first_row + shard.rows, pool.rows)
+        progress(last, pool.rows)
     return path

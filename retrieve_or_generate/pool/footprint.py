@@ -19,7 +19,8 @@ from retrieve_or_generate.pool.faiss_files import inner_index, lists_on_disk, re
 from retrieve_or_generate.pool.layout import Pool
 from retrieve_or_generate.pool.recipe import IndexRecipe
 
-ADD_ROWS = 65536  # rows added at a time
+ADD_ROWS = 1 << 16  # rows added at a time
+PART_ROWS = 1 << 20  # most rows of a part
 _ID_BYTES = 8
 _ROOM = 1.5  # a list that grows holds up to twice what is in it, on average this
 _GIB = 2.0**30
@@ -59,16 +60,16 @@ def empty_index(recipe: IndexRecipe, dim: int) -> Any:
         ) from None
 
 
-def footprint(recipe: IndexRecipe, rows: int, dim: int, largest_shard: int) -> Footprint:
-    """Of the recipe's index over `rows` embeddings of `dim`, `largest_shard` of them in one part."""
+def footprint(recipe: IndexRecipe, rows: int, dim: int, part_rows: int = PART_ROWS) -> Footprint:
+    """Of the recipe's index over `rows` embeddings of `dim`, `part_rows` of them in the largest part."""
     index = empty_index(recipe, dim)
     inner = inner_index(index)
     on_disk = lists_on_disk(index)
     row_bytes, fixed = _row_bytes(inner), _fixed_bytes(index, inner)
     sample = 0 if index.is_trained else min(recipe.train_rows, rows)
     train = sample * 4 * (dim + (inner.d if inner is not faiss.downcast_index(index) else 0))
-    block = min(ADD_ROWS, largest_shard) * (4 * dim + 4 * inner.d + 2 * row_bytes)
-    held = largest_shard if on_disk else rows
+    block = min(ADD_ROWS, part_rows) * (4 * dim + 4 * inner.d + 2 * row_bytes)
+    held = part_rows if on_disk else rows
     add = int(fixed + held * row_bytes * _ROOM + block)
     index_bytes = fixed + rows * row_bytes
     return Footprint(
@@ -82,7 +83,7 @@ def footprint(recipe: IndexRecipe, rows: int, dim: int, largest_shard: int) -> F
 
 
 def pool_footprint(recipe: IndexRecipe, pool: Pool) -> Footprint:
-    return footprint(recipe, pool.rows, pool.dim, max(shard.rows for shard in pool.shards))
+    return footprint(recipe, pool.rows, pool.dim, min(PART_ROWS, max(shard.rows for shard in pool.shards)))
 
 
 def _row_bytes(inner: Any) -> int:

@@ -231,14 +231,21 @@ def measure_recall(
     xq: np.ndarray,
     k: int,
     nprobe: int | None = None,
-    recipe: IndexRecipe | None = None,
+    *,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
 ) -> float:
-    """Mean share of the true k nearest that the index finds, over at least a hundred queries `xq` (q, d); it is kept as well."""
+    """Mean share of the true k nearest that the index finds, over at least a hundred queries `xq` (q, d); it is kept as well.
+
+    `progress` is told the rows that the exact scan has passed, and all rows.
+    """
     if len(xq) < LEAST_QUERIES:
         raise UsageError(f"recall of {len(xq)} queries says little; give at least {LEAST_QUERIES}")
-    index = folder if isinstance(folder, Index) else open_index(folder, pool, recipe)
+    index = folder if isinstance(folder, Index) else open_index(folder, pool)
     _, found = search_index(index, pool, xq, k, nprobe=nprobe)
-    _, true = scan(xq, (pool.embeddings(shard, index.recipe.modality) for shard in pool.shards), k)
+    shards = (pool.embeddings(shard, index.recipe.modality) for shard in pool.shards)
+    tell = (lambda rows: progress(rows, pool.rows)) if progress else None
+    _, true = scan(xq, shards, k, device=device, progress=tell)
     recall = float(np.mean([np.isin(t[t >= 0], f).mean() for t, f in zip(true, found, strict=True)]))
     _keep(index, pool, Measured(k=k, queries=len(xq), recall_at_k=recall, nprobe=nprobe or index.recipe.nprobe))
     return recall

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -155,7 +155,7 @@ def measure_rates(pool: Pool, modality: Modality = "image", device: str = "cpu")
     xq = np.resize(block[:_QUERIES].astype(np.float32), (_QUERIES, pool.dim))
 
     def pass_seconds(queries: int) -> float:
-        return min(_seconds(lambda: scan(xq[:queries], [block], 1, **_on(device))) for _ in range(2))
+        return min(_seconds(lambda: scan(xq[:queries], [block], 1, device=device)) for _ in range(2))
 
     pass_seconds(1)  # starts threads, loads kernels
     one, many = pass_seconds(1), pass_seconds(_QUERIES)
@@ -167,10 +167,6 @@ def measure_rates(pool: Pool, modality: Modality = "image", device: str = "cpu")
         products=len(block) * (_QUERIES - 1) / max(many - one, 1e-6),
         pairs=_PAIRS / pairs,
     )
-
-
-def _on(device: str) -> dict[str, Any]:
-    return {} if device == "cpu" else {"device": device}
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -195,7 +191,7 @@ def known_recall(
             f"{index.path}: nobody has measured what share of the true neighbours it finds at k={k}; measuring takes "
             f"{_about(seconds)}: rog index verify {index.path} --pool {pool.folder} -k {k}"
         )
-    measure_recall(index, pool, sample(), k, nprobe)
+    measure_recall(index, pool, sample(), k, nprobe, device=device)
     measured = recorded_recall(index, pool, k, nprobe)
     assert measured
     return measured

@@ -96,7 +96,7 @@ def test_a_part_of_another_build_is_made_anew(pool: Pool, tmp_path: Path, monkey
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_the_same(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "clusters", clusters(np.random.default_rng(1), 60_000), 6000)
-    wanted = RECIPE.model_copy(update={"factory_string": "OPQ8_32,IVF64_HNSW16,PQ8x4", "train_rows": 8000})
+    wanted = RECIPE.model_copy(update={"factory_string": "PCA16,IVF64_HNSW16,SQ8", "train_rows": 8000})
     whole = contents(build_index(pool, wanted, tmp_path / "whole"))
     (tmp_path / "recipe.yaml").write_text(json.dumps(wanted.model_dump(exclude={"name"}, mode="json")))
     code = (
@@ -117,6 +117,14 @@ def test_killed_at_any_moment_it_ends_the_same(tmp_path: Path) -> None:
             break
     assert attempt > 2
     assert contents(tmp_path / "out") == whole
+
+
+def test_a_large_shard_is_added_in_parts(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = contents(build_index(pool, RECIPE, tmp_path / "whole"))
+    monkeypatch.setattr(build, "PART_ROWS", 150)
+    monkeypatch.setattr(build, "ADD_ROWS", 64)
+    assert len(build._spans(pool)) == 5 + 5 + 4
+    assert contents(build_index(pool, RECIPE, tmp_path / "parts")) == whole
 
 
 def test_threads_change_no_byte(pool: Pool, tmp_path: Path) -> None:
@@ -162,7 +170,7 @@ def test_the_stated_size_is_the_size(factory_string: str, pool: Pool, tmp_path: 
 
 
 def test_sizes_of_the_papers_index() -> None:
-    stated = footprint.footprint(load_recipe("laion2b-caption"), 2_130_000_000, 768, 1_000_000)
+    stated = footprint.footprint(load_recipe("laion2b-caption"), 2_130_000_000, 768)
     assert stated.index_bytes / 1e9 == pytest.approx(2.13 * 264, rel=0.01)  # 256 bytes of code, 8 of id
     assert stated.train_bytes / 2**30 == pytest.approx(2 * 8388608 * 768 * 4 / 2**30, rel=0.02)
     assert stated.add_bytes < 2 * 2**30

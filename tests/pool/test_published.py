@@ -179,7 +179,7 @@ def test_a_row_that_does_not_exist_is_not_looked_up(
 def test_mutated_files_end_no_process_but_their_own(pool: Pool, places: dict[str, Path], tmp_path: Path) -> None:
     data, rng = places["file"].read_bytes(), np.random.default_rng(4)
     refused = 0
-    for number in range(60):
+    for number in range(25):
         place = tmp_path / "knn.index"
         at = int(rng.integers(min(len(data) - 8, 8000)))  # where sizes and quantisers stand
         place.write_bytes(data[:at] + bytes(255 - byte for byte in data[at : at + 8]) + data[at + 8 :])
@@ -187,4 +187,4 @@ def test_mutated_files_end_no_process_but_their_own(pool: Pool, places: dict[str
             published.try_reading((place,), f"mutant-{number}")
         except IntegrityError:
             refused += 1
-    assert refused > 10
+    assert refused > 5
