@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import _socket
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from email.message import Message
+from pathlib import Path
 
 import pytest
 
 from retrieve_or_generate.blocklist import Blocklist
+from retrieve_or_generate.retrieve import guard
 from retrieve_or_generate.retrieve.addresses import is_global, system_resolver
 from retrieve_or_generate.retrieve.guard import DownloadPolicy, NotFetched, Session, fetch, opted_out
 from retrieve_or_generate.retrieve.hosts import Hosts
@@ -23,7 +28,9 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nimage"
 
 
 @contextmanager
-def serving(answer: bytes | Callable[[socket.socket], None]) -> Iterator[tuple[str, DownloadPolicy, list[bytes]]]:
+def serving(
+    answer: bytes | Callable[[socket.socket], None], listen_first: bool = True
+) -> Iterator[tuple[str, DownloadPolicy, list[bytes]]]:
     """A server that gives every connection the same answer: its URL, a policy that lets it be reached, and what it was asked."""
     asked: list[bytes] = []
 
@@ -34,7 +41,8 @@ def serving(answer: bytes | Callable[[socket.socket], None]) -> Iterator[tuple[s
             except OSError:
                 return
             with connection:
-                asked.append(connection.recv(65536))
+                if listen_first:
+                    asked.append(connection.recv(65536))
                 try:
                     answer(connection) if callable(answer) else connection.sendall(answer)
                 except OSError:
@@ -358,6 +366,45 @@ def test_proxies_are_ignored_and_the_agent_is_named(monkeypatch: pytest.MonkeyPa
     assert asked[0].startswith(b"GET /a.jpg HTTP/1.1\r\n")
     assert b"User-Agent: rog/" in asked[0]
     assert b"Accept-Encoding: identity" in asked[0]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of pictures.example that nobody vouches for, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    subject = ["-subj", "/CN=pictures.example", "-addext", "subjectAltName=DNS:pictures.example"]
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    files = ["-keyout", str(folder / "key"), "-out", str(folder / "certificate")]
+    subprocess.run(["openssl", "req", "-x509", *kind, *subject, *files], check=True, capture_output=True)
+    return folder / "certificate", folder / "key"
+
+
+@pytest.mark.parametrize(
+    ("host", "trusted", "told"),
+    [
+        ("pictures.example", True, "image"),
+        ("pictures.example", False, "failed tls: CERTIFICATE_VERIFY_FAILED"),
+        ("other.example", True, "failed tls: CERTIFICATE_VERIFY_FAILED"),
+    ],
+)
+def test_a_certificate_must_be_vouched_for_and_be_the_hosts(
+    host: str, trusted: bool, told: str, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(*certificate)
+    client = ssl.create_default_context(cafile=str(certificate[0]) if trusted else None)
+    monkeypatch.setattr(guard, "_tls", lambda: client)
+
+    def serve(connection: socket.socket) -> None:
+        with server.wrap_socket(connection, server_side=True) as secured:
+            secured.recv(65536)
+            secured.sendall(OK)
+
+    with serving(serve, listen_first=False) as (url, policy, _):
+        policy = replace(policy, resolver=lambda name, port: ["127.0.0.1"])
+        assert outcome(f"https://{host}:{url.rpartition(':')[2]}/a.jpg", policy) == told
 
 
 OPT_OUTS = [
