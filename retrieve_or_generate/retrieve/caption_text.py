@@ -11,6 +11,7 @@ They disagree by a factor of six on web captions, so a study must say which it u
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def atoms(term: str, semantics: Semantics) -> tuple[bytes, ...]:
         return (inner.casefold().encode(),)
     phrase = term.strip().startswith('"') or "-" in inner or "/" in inner
     units = (inner,) if phrase else inner.split()
-    words = (" ".join(_accent_folded(unit).split()) for unit in units)
+    words = (" ".join(unit.translate(_FOLDED).split()) for unit in units)
     return tuple(dict.fromkeys(f" {word} ".encode() for word in words if word))
 
 
@@ -153,7 +154,8 @@ def _tokens(text: Text) -> Text:
 
 
 def _accent_folded(text: str) -> str:
-    return text.translate(_FOLDED)
+    """What is beyond ASCII folded; a character at a time is slow, so the rest is left alone."""
+    return _BEYOND.sub(lambda run: run[0].translate(_FOLDED), text)
 
 
 class _Folding(dict[int, str]):
@@ -187,6 +189,7 @@ def _lower(character: str) -> str:
 
 
 _FOLDED = _Folding()
+_BEYOND = re.compile(r"[^\x00-\x7f]+")
 _SEPARATED = bytes(byte if byte > 127 or chr(byte).isalnum() else _SPACE for byte in range(256))
 
 _NONE, _LETTER_OR_DIGIT, _BEYOND_ASCII = range(3)

@@ -13,7 +13,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,8 +20,9 @@ from retrieve_or_generate.errors import IntegrityError, UsageError, unknown_name
 from retrieve_or_generate.executors import Unit, run_units
 from retrieve_or_generate.pool.columns import ALIASES
 from retrieve_or_generate.pool.layout import Pool, PoolShard
-from retrieve_or_generate.retrieve.caption_engines import EngineName, fastest_engine
-from retrieve_or_generate.retrieve.caption_text import Semantics, Text, accepted, as_texts, atoms, to_fold
+from retrieve_or_generate.retrieve.caption_engines import EngineName
+from retrieve_or_generate.retrieve.caption_search import Alternative, Search
+from retrieve_or_generate.retrieve.caption_text import Semantics, atoms
 from retrieve_or_generate.store import content_key, durable_file, read_seal, seal
 from retrieve_or_generate.tasks.queries import CaptionQuery
 
@@ -79,15 +79,6 @@ def match_pool(
 
 
 @dataclass(frozen=True)
-class Alternative:
-    """Atoms that a caption must all have to be of `label`, and how this is told."""
-
-    label: int
-    told: str
-    atoms: tuple[bytes, ...]
-
-
-@dataclass(frozen=True)
 class Matcher:
     """Queries made ready to be looked for. Alternatives are ordered by label, then as listed."""
 
@@ -126,72 +117,8 @@ class Matcher:
         return pa.concat_tables(batches)
 
     @cached_property
-    def _search(self) -> _Search:
-        return _Search(self.alternatives, self.semantics, self.engine_name)
-
-
-class _Search:
-    """All atoms at once over one text. Equal atoms are looked for once, and count for each alternative that has them."""
-
-    def __init__(self, alternatives: Sequence[Alternative], semantics: Semantics, engine: EngineName | None):
-        self.semantics = semantics
-        self.labels = np.array([a.label for a in alternatives], np.int64)
-        self.told = pa.array([a.told for a in alternatives], pa.string())
-        self.needed = np.array([len(a.atoms) for a in alternatives], np.int64)
-        having: dict[bytes, list[int]] = {}
-        for place, alternative in enumerate(alternatives):
-            for atom in alternative.atoms:
-                having.setdefault(atom, []).append(place)
-        self.lengths = np.array([len(atom) for atom in having], np.int64)
-        self.counts = np.array([len(places) for places in having.values()], np.int64)
-        self.first = np.cumsum(self.counts) - self.counts
-        self.places = np.array([place for places in having.values() for place in places], np.int64)
-        self.apart = to_fold(having, semantics)
-        self.engine = fastest_engine(list(having), engine) if having else None
-
-    def pairs(self, captions: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Caption numbers and alternatives, (n,) int64 each: the first alternative of each label that a caption meets."""
-        if self.engine is None or not len(captions):
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        hits = np.concatenate([self._hits(text) for text in as_texts(captions, self.semantics, self.apart)])
-        if self.needed.max() > 1:
-            hits, _ = _counted(hits)  # an atom counts once for a caption
-        rows, places = self._met(*np.divmod(hits, len(self.lengths)))
-        return self._first_of_label(rows, places)
-
-    def _hits(self, text: Text) -> np.ndarray:
-        """(n,) int64: caption number × number of atoms + atom, for every occurrence that counts."""
-        assert self.engine is not None
-        ends, found = self.engine.find(text.data)
-        good, rows = accepted(text, ends - self.lengths[found], ends, self.semantics)
-        return rows[good] * len(self.lengths) + found[good]
-
-    def _met(self, rows: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and alternatives of which every atom is there, ordered."""
-        repeats = self.counts[found]
-        places = self.places[self.first[found]]
-        if self.counts.max() > 1:
-            within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-            rows, places = np.repeat(rows, repeats), self.places[np.repeat(self.first[found], repeats) + within]
-        keys, times = _counted(rows * len(self.needed) + places)
-        rows, places = np.divmod(keys, len(self.needed))
-        if self.needed.max() > 1:
-            enough = times == self.needed[places]
-            rows, places = rows[enough], places[enough]
-        return rows, places
-
-    def _first_of_label(self, rows: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        labels = self.labels[places]
-        new = np.ones(len(rows), bool)
-        new[1:] = (rows[1:] != rows[:-1]) | (labels[1:] != labels[:-1])
-        return rows[new], places[new]
-
-
-def _counted(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct keys, ascending, and how often each is there. (`np.unique` hashes before it sorts: three times slower here.)"""
-    ordered = np.sort(keys)
-    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
-    return ordered[first], np.diff(first, append=len(ordered))
+    def _search(self) -> Search:
+        return Search(self.alternatives, self.semantics, self.engine_name)
 
 
 def _all_atoms(terms: Sequence[str], semantics: Semantics) -> tuple[bytes, ...]:
@@ -221,7 +148,7 @@ def _captions(shard: PoolShard) -> Iterator[tuple[int, pa.Array]]:
         for batch in file.iter_batches(_SLICE, columns=[column], use_threads=False):
             yield row, batch.column(0)
             row += len(batch)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{shard.metadata}: its captions cannot be read ({error})") from error
     if row != shard.first_row + shard.rows:
         raise IntegrityError(f"{shard.metadata}: {row - shard.first_row} captions, but {shard.rows} rows were expected")
