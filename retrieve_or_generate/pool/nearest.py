@@ -145,23 +145,33 @@ def _full_accumulation(device: torch.device) -> Iterator[None]:
 def _exact(queries: Tensor, vectors: Tensor, query: Tensor, row: Tensor) -> Tensor:
     """(p,) float32 from float64 queries and float16 vectors; fast where equal `query` stand together."""
     scores = torch.empty(len(query), dtype=torch.float32, device=queries.device)
-    chunk = _CHUNK[queries.device.type]
-    for start in range(0, len(query), chunk):
-        part = slice(start, start + chunk)
+    for part, runs in _chunks(query):
         products = vectors.index_select(0, row[part]).float().double()
-        scores[part] = _times(products, queries, query[part]).sum(1).float()
+        if runs:  # a product with each query, which is not copied for each of its rows
+            for number, own in runs:
+                products[own].mul_(queries[number])
+        else:
+            products.mul_(queries.index_select(0, query[part]))
+        scores[part] = products.sum(1).float()
     return scores + 0.0  # -0 and 0 are one score
 
 
-def _times(products: Tensor, queries: Tensor, query: Tensor) -> Tensor:
-    """`products` (p, d) times the query of each; where few queries have many rows, without a copy of the query for each."""
-    if products.device.type == "cpu":
-        numbers, runs = torch.unique_consecutive(query, return_counts=True)
-        if len(numbers) * _LEAST_RUN <= len(query):
-            for number, own in zip(numbers.tolist(), products.split(runs.tolist()), strict=True):
-                own.mul_(queries[number])
-            return products
-    return products.mul_(queries.index_select(0, query))
+def _chunks(query: Tensor) -> Iterator[tuple[slice, list[tuple[int, slice]]]]:
+    """Parts of the pairs, each with its runs of one query (number, and where in the part) where these are long enough to use."""
+    size = _CHUNK[query.device.type]
+    numbers, runs = torch.unique_consecutive(query, return_counts=True)
+    if query.device.type != "cpu" or len(numbers) * _LEAST_RUN > len(query):
+        yield from ((slice(start, start + size), []) for start in range(0, len(query), size))
+        return
+    start, stop, inside = 0, 0, list[tuple[int, slice]]()
+    for number, left in zip(numbers.tolist(), runs.tolist(), strict=True):
+        while left:
+            taken = min(left, start + size - stop)
+            inside.append((number, slice(stop - start, stop - start + taken)))
+            stop, left = stop + taken, left - taken
+            if stop == start + size or stop == len(query):
+                yield slice(start, stop), inside
+                start, inside = stop, []
 
 
 class _Block:
@@ -239,6 +249,8 @@ class _Best:
 
     def _floor_of(self, narrow: Tensor, margin: Tensor) -> Tensor:
         """(q,) float64: k rows of the block alone score at least this."""
+        if 2 * self.k * _GROUP <= narrow.shape[1]:  # so few are mostly the best of their group of columns
+            narrow = narrow[:, : narrow.shape[1] // _GROUP * _GROUP].unflatten(1, (-1, _GROUP)).amax(2)
         nth = narrow.shape[1] - self.k + 1
         kth = torch.cat([part.float().kthvalue(nth, dim=1).values for part in narrow.split(_SELECTED)]).double()
         return kth - kth.abs() * torch.finfo(narrow.dtype).eps - margin
