@@ -34,8 +34,10 @@ class RowSettings(Settings):
         None, ge=-1, le=1, description="only rows whose recorded similarity is as high"
     )
     least_side: int = Field(0, ge=0, description="only rows whose recorded width and height are as large, in pixels")
-    allow: tuple[str, ...] = Field((), description="files of ids, md5 or sha256 hashes or URLs: only these rows")
-    block: tuple[str, ...] = Field((), description="files of ids, md5 or sha256 hashes or URLs: none of these rows")
+    allow: tuple[str, ...] = Field(
+        (), description="only these rows: files or folders of ids, md5 or sha256 hashes or URLs; FILE#COLUMN of a parquet"
+    )
+    block: tuple[str, ...] = Field((), description="none of these rows: files or folders as for allow")
 
 
 class DownloadSettings(Settings):
