@@ -54,23 +54,31 @@ def compare(
     device: str = "cpu",
     jobs: int | None = None,
     progress: Progress | None = None,
+    index_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Run the whole experiment into folder `out`, or what is missing of it, and give the verdict that `verdict.json` holds.
 
-    `jobs` worker processes of one thread each, by default one a core.
+    `jobs` worker processes of one thread each, by default one a core; `index_folder` as for `retrieve`.
 
     Raises:
         UsageError: `out` holds something else, or an input is not there. IntegrityError: a file changed since it was written.
     """
     from retrieve_or_generate.compare import compare as run
 
-    return run(experiment, out, check_device(device), jobs, progress)
+    return run(experiment, out, check_device(device), jobs, progress, index_folder)
 
 
 def retrieve(
-    task: str, out: Path, experiment: Experiment = POCKET, device: str = "cpu", progress: Progress | None = None
+    task: str,
+    out: Path,
+    experiment: Experiment = POCKET,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    index_folder: Path | None = None,
 ) -> ImageSet:
     """Search the experiment's pool for the classes of `task` (a name or a folder), curate, and write the image set to `out`.
+
+    `index_folder` is where a FAISS index lies or is built, where that cannot be beside the pool.
 
     Raises:
         UsageError: unknown task, pool or model, or `out` holds something else. IntegrityError: a damaged pool.
@@ -81,8 +89,9 @@ def retrieve(
     from retrieve_or_generate.tasks import load_task
 
     wanted, clip = load_task(task), load_clip(experiment.model, check_device(device))
-    pool = open_pool(experiment.pool)
-    return search(wanted, pool, clip, out, experiment.retrieve, experiment.curate, progress=progress)
+    how, curation = experiment.retrieve, experiment.curate
+    pool = None if how.engine == "remote" else open_pool(experiment.pool)
+    return search(wanted, pool, clip, out, how, curation, index_folder=index_folder, progress=progress)
 
 
 def synthesize(

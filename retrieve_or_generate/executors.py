@@ -35,7 +35,7 @@ _PATIENCE_SECONDS = 2.0
 _TELL_SECONDS = 0.1
 # On Linux workers are forked from a server that has imported what all of them need (half a gigabyte that they share, and seconds
 # that each saves) and has started no thread; elsewhere the numerical libraries do not bear a fork.
-_CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+_CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 _PRELOADED = ["torch", "torchvision", "open_clip"]
 
 

@@ -31,6 +31,10 @@ Task = Annotated[
 Out = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="folder to write to; default: under runs/", show_default=False)
 ]
+IndexFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="FAISS index to search or build; default: beside the pool", show_default=False),
+]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one machine-readable object last")]
 

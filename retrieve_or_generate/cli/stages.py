@@ -11,6 +11,7 @@ from retrieve_or_generate.cli.options import (
     AsJson,
     Device,
     ExperimentFile,
+    IndexFolder,
     Out,
     Overrides,
     Pool,
@@ -30,6 +31,7 @@ def compare(
     ] = None,
     overrides: Overrides = None,
     out: Out = None,
+    index_folder: IndexFolder = None,
     device: Device = "cpu",
     jobs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="worker processes; default: one a core", show_default=False)
@@ -53,7 +55,7 @@ def compare(
 
     asked = read_experiment(experiment, overrides, seeds=seeds)
     folder = out or Path("runs") / asked.name
-    verdict = api.compare(folder, asked, device, jobs, ProgressLine())
+    verdict = api.compare(folder, asked, device, jobs, ProgressLine(), index_folder)
     text = f"{verdict_text(verdict)}\n\nreport: {folder / 'report.html'}"
     emit(text, {"out": folder, "report": folder / "report.html", "verdict": verdict}, as_json)
 
@@ -64,18 +66,20 @@ def retrieve(
     pool: Pool = None,
     overrides: Overrides = None,
     out: Out = None,
+    index_folder: IndexFolder = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Search a pool for a task's classes.
 
     Class names in templates against the pool's embeddings or captions, then the curation that every source goes through.
-    Writes an image set. Without --task, the experiment's first task.
+    Writes an image set; a call that was stopped is gone on with by the same call. Without --task, the experiment's first task.
 
     \b
     Examples:
       rog retrieve --task digits --out sets/digits
-      rog retrieve --task my-birds/ --pool /data/laion2b --set retrieve.k=1000 --out sets/birds
+      rog retrieve experiments/unmet_promise/flowers.yaml --task my-flowers/ --pool /data/laion2b --out sets/flowers
+      rog retrieve --task digits --set retrieve.engine=index --index-folder indexes/pocket --out sets/by-index
     """
     from retrieve_or_generate import api
     from retrieve_or_generate.progress import ProgressLine
@@ -83,7 +87,7 @@ def retrieve(
     asked = read_experiment(experiment, overrides, pool=pool)
     wanted = task or asked.tasks[0]
     folder = out or Path("runs") / f"{Path(wanted).name}-retrieved"
-    emit_set(api.retrieve(wanted, folder, asked, device, ProgressLine()), as_json)
+    emit_set(api.retrieve(wanted, folder, asked, device, ProgressLine(), index_folder), as_json)
 
 
 def synthesize(

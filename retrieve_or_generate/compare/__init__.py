@@ -30,11 +30,17 @@ Progress = Callable[[str, int, int], None]
 
 
 def compare(
-    experiment: Experiment, out: Path, device: str = "cpu", jobs: int | None = None, progress: Progress | None = None
+    experiment: Experiment,
+    out: Path,
+    device: str = "cpu",
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    index_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Run the experiment into folder `out` and give the verdict (what `verdict.json` holds).
 
-    `jobs` worker processes of one thread each, by default one a core. `progress` is called with what is being done, how many of it
+    `jobs` worker processes of one thread each, by default one a core. `index_folder` is where a FAISS index lies or is built,
+    beside the pool by default. `progress` is called with what is being done, how many of it
     are done, and how many there are.
 
     Raises:
@@ -51,7 +57,7 @@ def compare(
         with locked(out):
             remove_leftovers(out)
             write_head(out, experiment, device, inputs)
-            _run(_Run(experiment, tasks, out, device, jobs, progress), key)
+            _run(_Run(experiment, tasks, out, device, jobs, progress, index_folder), key)
     return dict(read_json(out / "verdict.json"))
 
 
@@ -61,7 +67,7 @@ def _build_world(experiment: Experiment, jobs: int, progress: Progress) -> None:
         if name not in task_names():
             load_task(name)  # a mistake is told before anything is built
     units = [Unit(name, name) for name in experiment.tasks if name in task_names() and not is_task_there(name)]
-    if experiment.pool == "pocket" and not is_pool_there():
+    if experiment.pool == "pocket" and experiment.retrieve.engine != "remote" and not is_pool_there():
         units.append(Unit(POOL, POOL, cost=2))
     if units:
         progress("building the pocket world", 0, len(units))
@@ -81,11 +87,12 @@ class _Run:
     device: str
     jobs: int
     progress: Progress
+    index_folder: Path | None
 
     def search(self) -> None:
         """Search the pool once for all tasks, in a worker of all threads, whose memory is free again afterwards."""
         units = sets.search_units(self.out, self.tasks, self.experiment)
-        load = partial(sets.prepare_search, self.out, self.experiment, self.device, self.jobs)
+        load = partial(sets.prepare_search, self.out, self.experiment, self.device, self.jobs, self.index_folder)
         for _ in run_units(units, load, self.jobs, apart=True, progress=self.progress):
             pass
 
@@ -102,7 +109,7 @@ def _run(run: _Run, key: str) -> None:
     """Everything that is missing of the run, in turn: search, image sets, trials, results, report, and the seal."""
     run.search()
     for what, units in sets.missing(run.out, run.tasks, run.experiment):
-        run.work(what, units, sets.prepare)
+        run.work(what, units, partial(sets.prepare, index_folder=run.index_folder))
         check_scales(run.experiment, run.tasks, sets.retrieved_sets(run.out, run.tasks, run.experiment))
     drawn = sets.open_sets(run.out, run.tasks, run.experiment)
     grid = plan_trials(run.experiment, run.tasks, drawn, clip_fingerprint(run.experiment.model))

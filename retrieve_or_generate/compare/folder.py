@@ -89,12 +89,17 @@ def inputs_key(experiment: Experiment, tasks: dict[str, Task]) -> str:
             "version": __version__,
             "experiment": without_seeds(experiment),
             "tasks": [task.fingerprint for task in tasks.values()],
-            "pool": open_pool(experiment.pool).fingerprint,
+            "pool": _pool_fingerprint(experiment),
             "model": clip_fingerprint(experiment.model),
             "generator": generator_fingerprint(experiment.generator),
             "descriptor": find_descriptor(experiment.curate).record,
         }
     )
+
+
+def _pool_fingerprint(experiment: Experiment) -> str | None:
+    """None where a service searches a pool of its own."""
+    return None if experiment.retrieve.engine == "remote" else open_pool(experiment.pool).fingerprint
 
 
 def load_tasks(experiment: Experiment) -> dict[str, Task]:

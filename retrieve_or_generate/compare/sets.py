@@ -85,15 +85,17 @@ def search_units(out: Path, tasks: dict[str, Task], experiment: Experiment) -> l
     return [Unit("the search of the pool", experiment.tasks)]
 
 
-def prepare_search(out: Path, experiment: Experiment, device: str, threads: int) -> Callable[[tuple[str, ...]], None]:
+def prepare_search(
+    out: Path, experiment: Experiment, device: str, threads: int, index_folder: Path | None
+) -> Callable[[tuple[str, ...]], None]:
     """The search is one unit, so it takes the threads that the workers of other units would."""
     import torch
 
     torch.set_num_threads(threads)
-    return partial(_search, out, experiment, device)
+    return partial(_search, out, experiment, device, index_folder)
 
 
-def _search(out: Path, experiment: Experiment, device: str, names: tuple[str, ...]) -> None:
+def _search(out: Path, experiment: Experiment, device: str, index_folder: Path | None, names: tuple[str, ...]) -> None:
     """Search for every task, then record what that cost, shared out by the tasks' classes."""
     from retrieve_or_generate.models import load_clip
     from retrieve_or_generate.retrieve.search import open_search, run_search
@@ -103,7 +105,7 @@ def _search(out: Path, experiment: Experiment, device: str, names: tuple[str, ..
     started = time.perf_counter()
     tasks = [load_task(name) for name in names]
     clip = load_clip(settings.model or experiment.model, device)
-    search = open_search(_pool(experiment), clip, settings, tasks)
+    search = open_search(_pool(experiment), clip, settings, tasks, index_folder=index_folder)
     run_search(search, {_search_folder(out, task): task for task in tasks}, out / "search", tell)
     seconds, classes = time.perf_counter() - started, sum(len(task.class_names) for task in tasks)
     for task in tasks:
@@ -126,14 +128,16 @@ def _cost_record(out: Path, task: str, source: str) -> Path:
     return out / "stages" / f"{task}-{source}.json"
 
 
-def prepare(out: Path, experiment: Experiment, device: str) -> Callable[[SetRequest], None]:
+def prepare(
+    out: Path, experiment: Experiment, device: str, index_folder: Path | None = None
+) -> Callable[[SetRequest], None]:
     """What a worker does once: load CLIP. The generator is loaded when the first set needs it."""
     import torch
 
     from retrieve_or_generate.models import load_clip
 
     torch.set_num_threads(1)
-    return partial(_make, _Maker(out, experiment, device, load_clip(experiment.model, device)))
+    return partial(_make, _Maker(out, experiment, device, index_folder, load_clip(experiment.model, device)))
 
 
 @dataclass
@@ -141,6 +145,7 @@ class _Maker:
     out: Path
     experiment: Experiment
     device: str
+    index_folder: Path | None
     clip: Clip
     loaded: Generator | None = None
 
@@ -184,8 +189,8 @@ def _cost(
 def _retrieved(maker: _Maker, task: Task, folder: Path) -> ImageSet:
     from retrieve_or_generate.retrieve import retrieve
 
-    e, found = maker.experiment, _search_folder(maker.out, task)
-    return retrieve(task, _pool(e), maker.clip, folder, e.retrieve, e.curate, search_folder=found)
+    e, clip, index, found = maker.experiment, maker.clip, maker.index_folder, _search_folder(maker.out, task)
+    return retrieve(task, _pool(e), clip, folder, e.retrieve, e.curate, index_folder=index, search_folder=found)
 
 
 def _synthetic(maker: _Maker, task: Task, folder: Path) -> ImageSet:
