@@ -84,17 +84,21 @@ class Encoder:
 
     def __init__(self, clip: Clip, precision: str = "float32"):
         self.clip, self.precision = clip, precision
-        self.scale = 1 / (255 * clip.std)
-        self.shift = clip.mean / clip.std
-        self.pixels = torch.empty(0, 3, clip.image_size, clip.image_size, device=clip.device)
+        size = clip.image_size
+        self.scale = (
+            (1 / (255 * clip.std)).flatten().repeat(size)
+        )  # (s · 3,): of a line of pixels, as they lie in memory
+        self.shift = (clip.mean / clip.std).flatten().repeat(size)
+        self.lines = torch.empty(0, size, size * 3, device=clip.device)
 
     @torch.inference_mode()
     def images(self, squares: Sequence[np.ndarray]) -> torch.Tensor:
         """(side, side, 3) uint8 each to (n, d) float16, unit length, on the device."""
-        if len(self.pixels) < len(squares):
-            self.pixels = self.pixels.new_empty(len(squares), *self.pixels.shape[1:])
-        pixels = self.pixels[: len(squares)]
-        self._place(squares, pixels)
+        if len(self.lines) < len(squares):
+            self.lines = self.lines.new_empty(len(squares), *self.lines.shape[1:])
+        lines = self.lines[: len(squares)]
+        self._place(squares, lines)
+        pixels = lines.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)  # (n, 3, s, s), channels last in memory
         with plain_attention(self.clip.device), self._products():
             features = self.clip.network.encode_image(pixels)
         return F.normalize(features.float(), dim=-1).half()
@@ -109,20 +113,19 @@ class Encoder:
         dtype = PRECISIONS[self.precision]
         return torch.autocast(self.clip.device.type, dtype) if dtype else nullcontext()
 
-    def _place(self, squares: Sequence[np.ndarray], pixels: torch.Tensor) -> None:
-        """Resize and normalise the squares into `pixels` (n, 3, s, s) float32."""
-        size = pixels.shape[-1]
+    def _place(self, squares: Sequence[np.ndarray], lines: torch.Tensor) -> None:
+        """Resize and normalise the squares into `lines` (n, s, s · 3) float32."""
+        size = lines.shape[1]
         by_side: dict[int, list[int]] = {}
         for place, square in enumerate(squares):
             by_side.setdefault(len(square), []).append(place)
         for places in by_side.values():
             for start in range(0, len(places), _CHUNK):
                 some = places[start : start + _CHUNK]
-                block = torch.from_numpy(np.stack([squares[place] for place in some])).to(pixels.device)
-                ready = resized(block.permute(0, 3, 1, 2), size)
+                block = torch.from_numpy(np.stack([squares[place] for place in some])).to(lines.device)
+                ready = resized(block.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1).flatten(2)  # (n, s, s · 3)
                 for place, one in zip(some, ready, strict=True):  # one at a time: it stays in the cache
-                    pixels[place].copy_(one)
-                    pixels[place].mul_(self.scale[0]).sub_(self.shift[0])
+                    lines[place].copy_(one).mul_(self.scale).sub_(self.shift)
 
 
 def resized(block: torch.Tensor, size: int) -> torch.Tensor:
