@@ -35,7 +35,8 @@ class RowSettings(Settings):
     )
     least_side: int = Field(0, ge=0, description="only rows whose recorded width and height are as large, in pixels")
     allow: tuple[str, ...] = Field(
-        (), description="only these rows: files or folders of ids, md5 or sha256 hashes or URLs; FILE#COLUMN of a parquet"
+        (),
+        description="only these rows: files or folders of ids, md5 or sha256 hashes or URLs; FILE#COLUMN of a parquet",
     )
     block: tuple[str, ...] = Field((), description="none of these rows: files or folders as for allow")
 
