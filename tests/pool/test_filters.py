@@ -197,7 +197,7 @@ def test_what_the_pool_does_not_tell_cannot_be_asked_for(tmp_path: Path) -> None
         kept(rows, half)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.integers(-(2**63), 2**64 - 1) | st.integers(-5, 5), min_size=1, max_size=300),
     st.lists(st.integers(-(2**63), 2**64 - 1) | st.integers(-9, 9), min_size=1, max_size=60),
@@ -212,3 +212,25 @@ def test_law_membership_is_that_of_a_set(
     expected = [number % 2**64 in truth and bool(ok) for number, ok in zip(asked, known, strict=True)]
     assert found.holds({"hash": (keys, known)}).tolist() == expected
     assert found.keys["hash"].tolist() == sorted(truth)
+
+
+def test_mutated_lists_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pq.write_table(pa.table({"hash": SHARD["hash"] * 9}), tmp_path / "ids")
+    pq.write_table(pa.table({"md5": SHARD["md5"] * 9}), tmp_path / "digests")
+    (tmp_path / "text").write_text("\n".join([*map(str, SHARD["hash"]), *URLS, *SHARD["md5"]]), encoding="utf-8")
+    refused: list[str] = []
+    for whole in [path.read_bytes() for path in (tmp_path / "ids", tmp_path / "digests", tmp_path / "text")]:
+        for _ in range(150):
+            data = bytearray(whole)
+            for place in rng.integers(len(data), size=rng.integers(1, 6)):
+                data[place] = rng.integers(256)
+            (tmp_path / "mutant").write_bytes(data[: rng.integers(1, 3 * len(data))])
+            try:
+                for kind, keys in row_lists._entries(tmp_path / "mutant", ""):
+                    assert kind in row_lists.KINDS
+                    assert keys.dtype == np.uint64
+            except UsageError as error:
+                refused.append(str(error))
+    assert len(refused) > 100
+    assert not any("\n" in message for message in refused)
