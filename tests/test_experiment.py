@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.experiment import Experiment, dump_experiment, load_experiment, parse_experiment
 
-SHIPPED = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[1] / "experiments").rglob("*.yaml"))
 
 
 def test_the_pocket_file_says_what_no_file_means() -> None:
