@@ -32,6 +32,13 @@ def test_columns_are_all_met_by_any_term_and_lines_are_alternatives(tmp_path: Pa
     assert queries["colt's foot"].alternatives() == [("colt's foot",), ("coltsfoot",)]
 
 
+def test_the_example_of_the_page_is_understood(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/captions.md").read_text(encoding="utf-8")
+    queries = read(tmp_path, page.split("```")[1])
+    assert queries["rose"].alternatives() == [("rose", "flower")]
+    assert len(queries["banded"].alternatives()) == 4
+
+
 def test_a_star_is_every_class_without_a_line_of_its_own(tmp_path: Path) -> None:
     queries = read(tmp_path, '*\t"{} texture" | "{} pattern"\nrose\trose\n')
     assert queries["rose"] == CaptionQuery.any_of(["rose"])
