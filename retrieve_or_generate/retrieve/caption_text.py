@@ -40,17 +40,17 @@ class Text:
     rows: np.ndarray
 
 
-def as_texts(captions: pa.Array, semantics: Semantics, apart: np.ndarray) -> list[Text]:
-    """Strings, null where there is none, as texts to find atoms in: one of all, one of those that must be folded (`to_fold`).
+def as_texts(captions: pa.Array, semantics: Semantics, folding: np.ndarray) -> list[Text]:
+    """Strings, null where there is none, as texts to find atoms in: one of all, one of those that have any of `folding`, folded.
 
-    ASCII letters keep their case: engines overlook it.
+    `folding` is what `to_fold` gives. ASCII letters keep their case: engines overlook it.
     """
     strings = _strings(captions)
     if semantics == "token":  # each with a space after it
         strings = pc.binary_join_element_wise(strings, *(pa.scalar(part, pa.large_string()) for part in ("", " ")))
     plain = _joined(strings)
     texts = [plain]
-    if len(other := _having(plain, apart)):
+    if len(other := _having(plain, folding)):
         fold = _accent_folded if semantics == "token" else str.casefold
         folded = _joined(pa.array(map(fold, _decoded(plain, other)), pa.large_string()))
         plain.rows[other] = -1
@@ -62,7 +62,7 @@ def to_fold(looked_for: Iterable[bytes], semantics: Semantics) -> np.ndarray:
     """(65536,) bool: the first two UTF-8 bytes, as one number, of characters that must be folded for these atoms to be found.
 
     For `token` that is all beyond ASCII. Else those whose case-folding has a letter of the atoms, and those where it decides
-    whether a letter or digit stands at an end; to fold more changes nothing.
+    whether a letter or digit stands at an end; to fold more of them changes nothing.
     """
     if semantics == "token":
         return np.ones(1 << 16, bool)
@@ -84,10 +84,12 @@ def _foldings() -> tuple[tuple[str, str], ...]:
 
 def atoms(term: str, semantics: Semantics) -> tuple[bytes, ...]:
     """What must all be found in a caption that has the term."""
-    inner = term.strip().removeprefix('"').removesuffix('"').strip()
+    inner = term.strip()
+    quoted = len(inner) > 1 and inner[0] == inner[-1] == '"'
+    inner = inner[1:-1].strip() if quoted else inner
     if semantics != "token":
         return (inner.casefold().encode(),)
-    phrase = term.strip().startswith('"') or "-" in inner or "/" in inner
+    phrase = quoted or "-" in inner or "/" in inner
     units = (inner,) if phrase else inner.split()
     words = (" ".join(unit.translate(_FOLDED).split()) for unit in units)
     return tuple(dict.fromkeys(f" {word} ".encode() for word in words if word))
@@ -124,14 +126,14 @@ def _joined(strings: pa.Array) -> Text:
     return Text(data, offsets - offsets[0], np.arange(len(strings)))
 
 
-def _having(text: Text, apart: np.ndarray) -> np.ndarray:
-    """Captions, ascending, with two bytes after each other that `apart` has, the first above 127."""
+def _having(text: Text, pairs: np.ndarray) -> np.ndarray:
+    """Captions, ascending, with two bytes after each other that `pairs` has, the first above 127."""
     whole = len(text.data) // 8 * 8  # eight bytes are looked at together: most text has nothing there
     words = np.flatnonzero((text.data[:whole].view(np.uint64) & _HIGH_BITS) != 0)
     near = np.concatenate([(8 * words[:, None] + np.arange(8)).ravel(), np.arange(whole, len(text.data))])
     places = near[text.data[near] > 127]
     following = text.data[np.minimum(places + 1, len(text.data) - 1)]
-    places = places[apart[text.data[places] * np.uint16(256) + following]]
+    places = places[pairs[text.data[places] * np.uint16(256) + following]]
     return np.unique(np.searchsorted(text.offsets, places, side="right") - 1)
 
 

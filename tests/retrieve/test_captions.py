@@ -109,6 +109,17 @@ def test_nothing_to_find() -> None:
     assert match_captions(pa.array([], pa.string()), {0: ["ant"]}).num_rows == 0
     assert match_captions(pa.nulls(3, pa.string()), {0: ["ant"]}).num_rows == 0
     assert match_captions(pa.array(["ant"]), {}).num_rows == 0
+    assert match_captions(pa.array(["", "", None]), {0: ["ant"]}, "word").num_rows == 0
+    assert match_captions(pa.array(["", "-"]), {0: ["ant"]}, "token").num_rows == 0
+
+
+def test_a_quote_that_does_not_go_around_a_name_is_part_of_it() -> None:
+    captions = pa.array(['the ruler 6" of steel', "the ruler 6 of steel"])
+    assert pairs(match_captions(captions, {0: ['ruler 6"'], 1: ['"ruler 6"']})) == [
+        (0, 0, 'ruler 6"'),
+        (0, 1, '"ruler 6"'),
+        (1, 1, '"ruler 6"'),
+    ]
 
 
 def test_a_match_never_crosses_two_captions() -> None:
@@ -359,3 +370,20 @@ def test_metadata_without_captions_or_cut_short_is_told(pool: Pool) -> None:
     pq.write_table(pa.table({"caption": ["ant"] * 26}), path)
     with pytest.raises(IntegrityError, match=r"metadata_0002.parquet: 26 captions, but 27 rows"):
         match_pool(pool, {0: ["ant"]})
+
+
+def test_mutated_metadata_gives_pairs_or_one_error_that_names_the_file(pool: Pool) -> None:
+    shard, rng = pool.shards[2], np.random.default_rng(2406)
+    whole = np.frombuffer(shard.metadata.read_bytes(), np.uint8)
+    told = 0
+    for _ in range(300):
+        mutated = whole.copy()
+        places = rng.integers(0, len(whole), rng.integers(1, 9))
+        mutated[places] = rng.integers(0, 256, len(places))
+        shard.metadata.write_bytes(mutated.tobytes()[: len(whole) if rng.random() < 0.8 else rng.integers(len(whole))])
+        try:
+            match_pool(pool, {0: ["ant"]}, "token")
+        except (IntegrityError, UsageError) as error:
+            told += 1
+            assert str(error).startswith(str(shard.metadata))
+    assert told > 100
