@@ -38,7 +38,14 @@ from retrieve_or_generate.takedown import Takedown, takedown
 CLASSES = ("one", "two")
 IMAGES = 14
 OVERRIDES = (
-    *("tasks=[textures]", "scales=[8, 16]", "seeds=1", "retrieve.candidates_per_class=12", "retrieve.k=12"),
+    *(
+        "tasks=[textures]",
+        "sources=[retrieved, perturbed]",
+        "scales=[8]",
+        "seeds=1",
+        "retrieve.candidates_per_class=12",
+        "retrieve.k=12",
+    ),
     *("curate.keep_fraction=0.5", "synthesize.num_inference_steps=2", "perturb.shown=[]"),
     *("finetune.updates=2", "finetune.batch_size=8"),
 )
@@ -428,8 +435,10 @@ def test_a_run_goes_on_without_the_image(tmp_path: Path, monkeypatch: pytest.Mon
     run = tmp_path / "run"
     compare(experiment, run, jobs=1)
     first = read_json(run / "verdict.json")
-    kept = load_image_set(run / "sets/textures/retrieved").kept
-    data = load_image_set(run / "sets/textures/retrieved").images([kept["key"][0]])[0]
+    image_set = load_image_set(run / "sets/textures/retrieved")
+    config = read_json(next((run / "trials").glob("textures-retrieved-*")) / "config.json")
+    key = chosen_rows(image_set, TrialPlan("textures", "retrieved", config["scale"], 0, config))[0]
+    data = image_set.images([key])[0]
     monkeypatch.setattr("retrieve_or_generate.blocklist.default_blocklist", lambda: tmp_path / "blocklist.txt")
     monkeypatch.setattr("retrieve_or_generate.takedown.memory.cache_folder", lambda: tmp_path)
     done = takedown(md5(data), [tmp_path], str(pool))
@@ -440,7 +449,7 @@ def test_a_run_goes_on_without_the_image(tmp_path: Path, monkeypatch: pytest.Mon
     again = compare(experiment, run, jobs=1)
     assert set(again) == set(first)
     retrieved = load_image_set(run / "sets/textures/retrieved")
-    assert kept["key"][0] not in set(retrieved.kept["key"])
+    assert key not in set(retrieved.kept["key"])
     trials = set(pq.read_table(run / "results.parquet")["trial"].to_pylist())
     assert not trials & {trial.name for trial in done.trials}
     assert holders(tmp_path, data) == []
