@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +159,71 @@ def test_an_unfinished_set_is_made_anew_to_the_same_bytes(
     (tmp_path / "00000.tar").write_bytes(b"half")
     retrieve(task, world.pool, clip, tmp_path, SEARCH, CURATION)
     assert visible(tmp_path) == visible(from_shards.folder)
+
+
+@pytest.mark.parametrize("fetch", ["shards", "http"])
+@pytest.mark.slow
+def test_killed_before_any_of_its_files_takes_its_name_it_ends_with_the_same_bytes(
+    fetch: Any, world: World, from_shards: ImageSet, clip: Clip, task: Task, tmp_path: Path
+) -> None:
+    settings, replace = SEARCH.model_copy(update={"fetch": fetch}), Path.replace
+
+    def make(out: Path) -> dict[str, bytes]:
+        retrieve(task, world.pool, clip, out, settings, CURATION, policy=world.policy)
+        return visible(out)
+
+    whole = make(tmp_path / "whole")
+    if fetch == "shards":
+        assert whole == visible(from_shards.folder)
+    for moment in range(1000):
+        left = [moment]
+
+        def dies(self: Path, target: Path, left: list[int] = left) -> Path:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return replace(self, target)
+
+        out = tmp_path / f"killed-{moment}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "replace", dies)
+            try:
+                make(out)
+            except KeyboardInterrupt:
+                patch.undo()
+                assert make(out) == whole, f"killed at file {moment}"
+                continue
+        assert moment > 10
+        break
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """`rog retrieve` on the pocket pool, ten times ended by SIGKILL; each time the same call goes on, until it ends by itself."""
+    options = ("--task", "textures", "--set", "retrieve.strategy=both", "--set", "retrieve.modalities=[image, text]")
+    code = "import sys; from retrieve_or_generate.cli import main; main()"
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-W", "ignore", "-c", code, "retrieve", *options, "--out", str(out)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    started = time.monotonic()
+    assert start(tmp_path / "whole").wait() == 0
+    whole, takes = visible(tmp_path / "whole"), time.monotonic() - started
+    moments = np.random.default_rng(int(os.environ.get("ROG_KILL_SEED", "0"))).uniform(0.3, 1.0, 10) * takes
+    kills = 0
+    for number, moment in enumerate(moments):
+        process = start(tmp_path / f"{number // 2}")
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    for number in range(len(moments) // 2):
+        assert start(tmp_path / f"{number}").wait() == 0
+        assert visible(tmp_path / f"{number}") == whole
+    assert kills >= len(moments) // 2
 
 
 def test_a_search_that_cannot_be_writes_nothing(world: World, clip: Clip, task: Task, tmp_path: Path) -> None:
