@@ -128,6 +128,13 @@ def test_a_second_call_reads_the_seal_and_other_inputs_are_told_apart(
         embed_pool(source, tmp_path / "tars", clip)
 
 
+def test_the_same_source_gives_the_same_bytes_with_any_number_of_threads(tmp_path: Path, clip: Clip) -> None:
+    source = make_tars(tmp_path / "tars")
+    for jobs in (1, 3):
+        embed_pool(source, tmp_path / f"{jobs}" / "pool", clip, settings=SMALL, batch_size=7, jobs=jobs)
+    assert tree(tmp_path / "1" / "pool") == tree(tmp_path / "3" / "pool")
+
+
 def test_an_image_folder_with_captions_beside_the_images(tmp_path: Path, clip: Clip) -> None:
     """Sub-folders, other formats, other shapes; equal names in two folders stay apart."""
     source, out = tmp_path / "photos", tmp_path / "pool"
