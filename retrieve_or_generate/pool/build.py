@@ -76,8 +76,11 @@ def _populate(pool: Pool, recipe: IndexRecipe, out: Path, key: str, progress: Pr
     """Train, add and write; the files of the index."""
     trained = _trained(pool, recipe, out / _WORK, key)
     index = faiss.read_index(str(trained))
+    inner = inner_index(index)
+    if isinstance(inner, faiss.IndexIVF):
+        inner.nprobe = recipe.nprobe  # for other programs that search it; ours say it with every call
     if not lists_on_disk(index):
-        with _one_thread(isinstance(inner_index(index), faiss.IndexHNSW)):
+        with _one_thread(isinstance(inner, faiss.IndexHNSW)):
             for span in _spans(pool):
                 _add(index, pool, span, recipe, progress)
         with durable_file(out / INDEX) as temporary:

@@ -23,7 +23,6 @@ ADD_ROWS = 1 << 16  # rows added at a time
 PART_ROWS = 1 << 20  # most rows of a part
 _ID_BYTES = 8
 _ROOM = 1.5  # a list that grows holds up to twice what is in it, on average this
-_GIB = 2.0**30
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,16 @@ class Footprint:
         return max(self.train_bytes, self.add_bytes)
 
     def __str__(self) -> str:
-        lies = "lists stay on disk" if self.on_disk else "held in memory whole"
+        lies = "its lists stay on disk" if self.on_disk else "it is held whole"
         return (
-            f"memory {self.build_bytes / _GIB:.2f} GiB to build (training {self.train_bytes / _GIB:.2f}, adding "
-            f"{self.add_bytes / _GIB:.2f}) and {self.search_bytes / _GIB:.2f} to search ({lies}); "
-            f"disk {self.index_bytes / _GIB:.2f} GiB, {self.build_disk_bytes / _GIB:.2f} while it is built"
+            f"memory {_size(self.build_bytes)} to build ({_size(self.train_bytes)} to train, {_size(self.add_bytes)} to add), "
+            f"{_size(self.search_bytes)} to search ({lies}); disk {_size(self.index_bytes)}, "
+            f"{_size(self.build_disk_bytes)} while it is built"
         )
+
+
+def _size(count: int | float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def empty_index(recipe: IndexRecipe, dim: int) -> Any:
@@ -67,7 +70,7 @@ def footprint(recipe: IndexRecipe, rows: int, dim: int, part_rows: int = PART_RO
     on_disk = lists_on_disk(index)
     row_bytes, fixed = _row_bytes(inner), _fixed_bytes(index, inner)
     sample = 0 if index.is_trained else min(recipe.train_rows, rows)
-    train = sample * 4 * (dim + (inner.d if inner is not faiss.downcast_index(index) else 0))
+    train = sample * 4 * (dim + (inner.d if _transforms(index) else 0))
     block = min(ADD_ROWS, part_rows) * (4 * dim + 4 * inner.d + 2 * row_bytes)
     held = part_rows if on_disk else rows
     add = int(fixed + held * row_bytes * _ROOM + block)
@@ -103,10 +106,14 @@ def _row_bytes(inner: Any) -> int:
         ) from None
 
 
+def _transforms(index: Any) -> bool:
+    return isinstance(faiss.downcast_index(index), faiss.IndexPreTransform)
+
+
 def _fixed_bytes(index: Any, inner: Any) -> int:
     """Transforms, coarse centroids with their graph, and the codebooks of a product quantiser."""
     total = 0
-    if inner is not faiss.downcast_index(index):
+    if _transforms(index):
         total += 4 * (index.d + 1) * inner.d
     if isinstance(inner, faiss.IndexIVF):
         quantizer = faiss.downcast_index(inner.quantizer)
@@ -143,14 +150,14 @@ def check_fits(stated: Footprint, folder: Path) -> None:
             else "choose an IVF factory string with shorter codes"
         )
         raise UsageError(
-            f"{what} takes {stated.build_bytes / _GIB:.1f} GiB of memory and this machine has {memory / _GIB:.1f}; {hint}"
+            f"{what} takes {_size(stated.build_bytes)} of memory and this machine has {_size(memory)}; {hint}"
         )
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())  # of a build that was interrupted
     room = shutil.disk_usage(existing).free + there
     if stated.build_disk_bytes > room:
         raise UsageError(
-            f"{folder}: building takes {stated.build_disk_bytes / _GIB:.1f} GiB of disk and {room / _GIB:.1f} are free; "
+            f"{folder}: building takes {_size(stated.build_disk_bytes)} of disk and {_size(room)} are free; "
             "choose another --out"
         )
 

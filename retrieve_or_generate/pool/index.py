@@ -98,6 +98,10 @@ def open_index(path: Path, pool: Pool, recipe: IndexRecipe | None = None, verify
         raise IntegrityError(f"{path / INDEX_SEAL}: not the record of an index; build it anew") from None
     if record["key"] != own.key(pool):
         raise UsageError(f"{path}: an index of another pool than {pool.folder}; build one for it")
+    if recipe:
+        if record["key"] != recipe.key(pool):
+            raise UsageError(f"{path}: an index of another recipe than {recipe.name!r} as it is now; build one for it")
+        own = recipe  # whose nprobe and recall may be newer
     _check_bytes(path, record, verify)
     return Index(path, own, True, content_key(record["files"]))
 
@@ -287,10 +291,16 @@ def _keep(index: Index, pool: Pool, new: Measured) -> None:
 
 
 def self_found(index: Index, pool: Pool, queries: int = LEAST_QUERIES, k: int = 10) -> float:
-    """Share of sampled rows that their own embedding finds among the first `k`: near 0 where ids are not the pool's rows."""
+    """Share of sampled rows whose own embedding finds them, or an equal row, among the first `k`.
+
+    Near 0 where the ids of the index are not the pool's rows.
+    """
     count = min(queries, pool.rows)
     rows = (np.arange(count, dtype=np.int64) * 2 + 1) * pool.rows // (2 * count)
-    xq = vectors(pool, index.recipe.modality, rows).astype(np.float32)
+    own = vectors(pool, index.recipe.modality, rows)
     mapped = index.mapped()
-    _, found = mapped.search(xq, min(k, pool.rows), params=search_parameters(mapped, index.recipe.nprobe, None))
-    return float((found == rows[:, None]).any(1).mean())
+    parameters = search_parameters(mapped, index.recipe.nprobe, None)
+    _, found = mapped.search(own.astype(np.float32), min(k, pool.rows), params=parameters)
+    distinct, place = np.unique(np.clip(found, 0, pool.rows - 1), return_inverse=True)
+    same = (vectors(pool, index.recipe.modality, distinct)[place.reshape(found.shape)] == own[:, None]).all(2)
+    return float((same & (found >= 0)).any(1).mean())

@@ -117,6 +117,9 @@ def test_what_does_not_belong_together(pool: Pool, built: Path, tmp_path: Path) 
         search_index(built, other, QUERIES, K)
     with pytest.raises(UsageError, match="another pool or recipe"):
         build_index(other, RECIPE, built)
+    with pytest.raises(UsageError, match="another recipe than 'test' as it is now"):
+        open_index(built, pool, RECIPE.model_copy(update={"seed": 4}))
+    assert open_index(built, pool, RECIPE.model_copy(update={"nprobe": 7})).recipe.nprobe == 7
     sealed = dataclasses.replace(pool, model="none")
     with pytest.raises(UsageError, match="is for pool 'laion'"):
         build_index(sealed, RECIPE.model_copy(update={"pool": "laion"}), tmp_path / "x")
