@@ -36,7 +36,7 @@ def web(pictures: Mapping[str, bytes]) -> Iterator[tuple[str, DownloadPolicy, li
             if path == "/huge":
                 return self.answer(200, b"x" * 200_000)
             if path == "/slow":
-                time.sleep(2)
+                time.sleep(2.5)
                 return None
             if path in pictures:
                 return self.answer(200, pictures[path], **{"Content-Type": "image/jpeg"})
@@ -67,7 +67,7 @@ def web(pictures: Mapping[str, bytes]) -> Iterator[tuple[str, DownloadPolicy, li
             f"http://127.0.0.1:{port}",
             DownloadPolicy(
                 threads=4,
-                deadline_seconds=1.0,
+                deadline_seconds=1.5,
                 retry_seconds=0.05,
                 max_bytes=100_000,
                 allowed_endpoints=frozenset({("127.0.0.1", port)}),
