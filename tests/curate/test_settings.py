@@ -169,6 +169,43 @@ def test_a_damaged_cache_changes_no_decision(six: Path, task: Task, clip: Clip, 
     assert [path.read_bytes() for path in arrays] == data
 
 
+class _Killed(BaseException):
+    """Not an error that anything handles."""
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_curation_killed_at_any_durable_step_is_gone_on_with_to_the_same_bytes(
+    tmp_path: Path, task: Task, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _write(tmp_path / "whole", task, [2] * len(task.class_names))
+    _curate(whole, task, clip, keep_fraction=None)
+    replace, steps = Path.replace, 0
+
+    def replaced(self: Path, target: Path) -> Path:
+        nonlocal steps
+        steps -= 1
+        if steps < 0:
+            raise _Killed
+        return replace(self, target)
+
+    for kill_at in range(9):
+        folder = _write(tmp_path / str(kill_at), task, [2] * len(task.class_names))
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replaced)
+            steps = kill_at
+            if kill_at < 8:  # three arrays and their seals, the manifest, and the set's seal
+                with pytest.raises(_Killed):
+                    _curate(folder, task, clip, keep_fraction=None)
+                assert not (folder / SEAL).exists()
+            else:
+                _curate(folder, task, clip, keep_fraction=None)
+        _curate(folder, task, clip, keep_fraction=None)
+        assert _files(folder) == _files(whole)
+
+
 def test_arrays_of_images_that_are_gone_are_dropped(six: Path, task: Task, clip: Clip) -> None:
     _curate(six, task, clip, keep_fraction=None)
     before = {path.name for path in (six / ".described").iterdir()}
