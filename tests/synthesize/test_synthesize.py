@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retrieve_or_generate.curate.curation import curate
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.image_set import ImageSet
+from retrieve_or_generate.image_set import ImageSet, ImageSetWriter
 from retrieve_or_generate.models import Clip
 from retrieve_or_generate.synthesize import Generator, perturb, synthesize
 from retrieve_or_generate.synthesize.prompts import STRATEGIES, prompts_for
@@ -83,4 +84,36 @@ def test_what_does_not_fit_is_refused(
         synthesize(load_task("digits"), retrieved, generator, clip, tmp_path / "a", QUICK, HALF)
     with pytest.raises(UsageError, match=r"strength 1.5: a number from 0 to 1"):
         perturb(task, retrieved, generator, clip, tmp_path / "b", 1.5, QUICK, HALF)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_class_that_the_retrieved_set_leaves_out_is_left_out_by_what_follows_it(
+    task: Task, generator: Generator, clip: Clip, tmp_path: Path
+) -> None:
+    exclude = HALF.model_copy(update={"on_short_class": "exclude"})
+    train, out = task.split("train"), 1
+    names = {"task": task.name, "source": "retrieved", "class_names": task.class_names}
+    with ImageSetWriter(tmp_path / "r", key="k", config={}, **names) as writer:  # type: ignore[arg-type]
+        for label in range(len(task.class_names)):
+            if label != out:
+                row = int(np.flatnonzero(train.labels == label)[0])
+                writer.add(key=f"{row:06d}", label=label, caption="", origin={}, query="", image=train.images[row])
+        writer.finish()
+    retrieved = curate(tmp_path / "r", task=task, clip=clip, settings=exclude)
+    made = synthesize(task, retrieved, generator, clip, tmp_path / "s", QUICK, HALF)
+    changed = perturb(task, retrieved, generator, clip, tmp_path / "p", 0.5, QUICK, HALF)
+    for image_set in (retrieved, made, changed):
+        assert image_set.excluded == (task.class_names[out],)
+        assert image_set.counts()[out] == 0
+        assert image_set.class_names == task.class_names
+
+
+def test_weights_that_are_not_there_are_told_of_before_anything_is_generated(
+    task: Task, retrieved: ImageSet, generator: Generator, clip: Clip, tmp_path: Path
+) -> None:
+    learned = HALF.model_copy(update={"descriptor": "nowhere.pt"})
+    with pytest.raises(UsageError, match=r"curate\.descriptor: nowhere\.pt: no such file"):
+        synthesize(task, retrieved, generator, clip, tmp_path / "s", QUICK, learned)
+    with pytest.raises(UsageError, match=r"curate\.descriptor: nowhere\.pt: no such file"):
+        perturb(task, retrieved, generator, clip, tmp_path / "p", 0.5, QUICK, learned)
     assert not any(tmp_path.iterdir())
