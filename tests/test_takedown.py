@@ -170,6 +170,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> World:
     for name in ("run.json", "results.parquet", "results.csv", "verdict.json", "report.html", "figures/a.svg"):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text("{}")
+    (retrieved / ".described").mkdir()
+    (retrieved / ".described/a.npy").write_bytes(image(TAKEN))
     write_pool(folder / "pool")
     rows = [{"url": url(n), "sha256": sha256(image(n)), "md5": md5(image(n)), "image": image(n)} for n in (2, TAKEN)]
     for name, part in (("00000", rows[:1]), ("00001", rows[1:])):
@@ -216,7 +218,7 @@ HASHES = {"sha256": sha256(image(TAKEN)), "md5": md5(image(TAKEN)).upper(), "url
 @pytest.mark.parametrize("hash", HASHES.values(), ids=HASHES)
 def test_no_byte_of_it_is_left(hash: str, world: World) -> None:
     before = holders(world.folder, image(TAKEN))
-    assert len(before) == 5, "retrieved set, other set, pool, download, unfinished shard"
+    assert len(before) == 6, "retrieved set and what was computed of it, other set, pool, download, unfinished shard"
     done = taken(world, hash)
     assert holders(world.folder, image(TAKEN)) == []
     assert holders(world.folder, image(TAKEN, kind=1)) == [], "nor of the picture that was made of it"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from retrieve_or_generate.blocklist import Blocklist
-from retrieve_or_generate.pocket.places import POOL_SEAL
+from retrieve_or_generate.pocket.places import POOL_SEAL, pool_place
 from retrieve_or_generate.pool.layout import BEFORE_TAKEDOWN, Pool, open_pool
 from retrieve_or_generate.pool.parts import find_parts
 from retrieve_or_generate.pool.tars import IMAGE_SUFFIXES, Member, image_members, members, sample_key, write_tar
@@ -96,7 +96,7 @@ def _others(path: Path, names: set[str]) -> Iterator[tuple[str, bytes]]:
 
 def open_shelf(name: str) -> Shelf:
     """The pool, an exchange in it that was cut short settled first."""
-    found = find_parts(Path(name))
+    found = find_parts(pool_place() if name == "pocket" else Path(name))
     for part in found[1] if found else ():
         settle(part)
     return Shelf(open_pool(name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,7 @@ from retrieve_or_generate.takedown.swap import settle, staging, swap
 
 REASON = "takedown"
 _EARLIER = ".manifest-{}.parquet"  # as trials knew it; rows only, no image
+_DESCRIBED = ".described"  # curation's cache, thumbnails among others; it is computed anew
 _SEALED_ANEW = ("key", "files", "task", "source", "class_names", "config", "counts", "record_key")
 
 
@@ -116,6 +118,7 @@ class SetFolder:
         if curated is not None:
             earlier = self.folder / _EARLIER.format(self._manifest_sha)
             write_bytes(earlier, (self.folder / MANIFEST_TABLE).read_bytes())
+        shutil.rmtree(self.folder / _DESCRIBED, ignore_errors=True)
         staged = staging(self.folder)
         changed = self._stage_shards(staged, candidates["files"], keys)
         write_table(staged / CANDIDATES, _without(read_table(self.folder / CANDIDATES), keys))
