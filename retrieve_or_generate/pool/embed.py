@@ -30,6 +30,7 @@ from retrieve_or_generate.pool.layout import UNFINISHED
 from retrieve_or_generate.pool.sources import SourceShard, find_source
 from retrieve_or_generate.pool.tars import write_tar
 from retrieve_or_generate.store import (
+    TEMPORARY_PREFIX,
     content_key,
     durable_file,
     locked,
@@ -92,6 +93,7 @@ def embed_pool(
         keys = [content_key([told, shard.key()]) for shard in shards]
         key = content_key(keys)
         if (done := read_seal(out, POOL_SEAL, key)) is not None:
+            _clear(out)
             return done
         _claim(out, key)
         run = _Run(out, Encoder(clip, wanted.precision), captions, wanted.images, batch_size, jobs or core_count())
@@ -115,7 +117,7 @@ def _has_caption(shards: tuple[SourceShard, ...]) -> bool:
 def _claim(out: Path, key: str) -> None:
     """Make `out` ours, or say that it holds something else; a killed run's finished shards stay."""
     begun = read_json(out / UNFINISHED) if (out / UNFINISHED).is_file() else None
-    others = {path.name for path in out.iterdir()} - {".lock"}
+    others = [path for path in out.iterdir() if path.name != ".lock" and not path.name.startswith(TEMPORARY_PREFIX)]
     if (out / POOL_SEAL).exists() or (begun != {"pool": key} and others):
         raise UsageError(f"{out}: holds another pool or something else; choose another --out or delete it")
     remove_leftovers(out)
@@ -139,10 +141,14 @@ def _finish(out: Path, key: str, seals: list[dict[str, Any]], clip: Clip, source
         "dropped": sum(shard["dropped"] for shard in seals),
     }
     write_json(out / POOL_SEAL, record)
-    (out / UNFINISHED).unlink()
-    for number in range(len(seals)):
-        (out / _seal_name(number)).unlink()
+    _clear(out)
     return record
+
+
+def _clear(out: Path) -> None:
+    """Drop what a finished pool does not need: its seal has taken in those of the shards."""
+    for path in (out / UNFINISHED, *out.glob("embed_*.json")):
+        path.unlink(missing_ok=True)
 
 
 def _seal_name(number: int) -> str:

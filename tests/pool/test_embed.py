@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -229,43 +228,45 @@ def test_half_width_products_give_nearly_the_same(clip: Clip) -> None:
     assert torch.equal(some.images(squares[:3]), Encoder(clip).images(squares[:3]))
 
 
-KILLED = """
-import sys, os
-from pathlib import Path
-from retrieve_or_generate.models import load_clip
-from retrieve_or_generate.pool.embed import EmbedSettings, embed_pool
-left, source, out = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
-real = Path.replace
-def replace(self, target):
-    global left
-    left -= 1
-    if left < 0:
-        os._exit(9)
-    return real(self, target)
-Path.replace = replace
-embed_pool(source, out, load_clip("pocket"), settings=EmbedSettings(shard_bytes=50_000), batch_size=7)
-"""
+def killed_before_file(left: int, source: Path, out: Path, clip: Clip) -> int:
+    """Embed in a process that dies where its file number `left` would take its name; the exit code."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code, replace, done = 1, Path.replace, 0
+
+    def counted(self: Path, target: Path) -> Path:
+        nonlocal done
+        done += 1
+        if done > left:
+            os._exit(9)
+        return replace(self, target)
+
+    try:
+        Path.replace = counted  # type: ignore[assignment,method-assign]
+        embed_pool(source, out, clip, settings=SMALL, batch_size=7)
+        code = 0
+    finally:
+        os._exit(code)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # this test runs no thread when it forks
 def test_killed_before_any_file_takes_its_name_and_resumed_it_is_the_same_to_the_byte(
     tmp_path: Path, clip: Clip
 ) -> None:
     source = make_tars(tmp_path / "tars", 2, 14)
     embed_pool(source, tmp_path / "pool", clip, settings=SMALL, batch_size=7)
     whole = tree(tmp_path / "pool")
-    for left in range(99):
+    shards = sum(name.startswith("img_emb/") for name in whole)
+    for left in range(
+        6 * shards + 2
+    ):  # five files and the seal of each shard; the mark of what is unfinished, the pool's seal
         out = tmp_path / f"killed-{left}" / "pool"
-        ended = subprocess.run([sys.executable, "-c", KILLED, str(left), str(source), str(out)], check=False)
-        if ended.returncode == 0:
-            break
-        assert ended.returncode == 9
+        assert killed_before_file(left, source, out, clip) == 9
         embed_pool(source, out, clip, settings=SMALL, batch_size=7)
         assert tree(out) == whole
-    assert (
-        left
-        == 2 + sum(name.startswith(("img_emb/", "text_emb/", "metadata/", "dropped/", "images/")) for name in whole) + 2
-    )
+    assert killed_before_file(6 * shards + 2, source, tmp_path / "last" / "pool", clip) == 0
 
 
 def test_a_run_that_broke_off_goes_on_after_its_last_shard(
@@ -293,6 +294,17 @@ def test_a_run_that_broke_off_goes_on_after_its_last_shard(
     assert calls[1:3] == [calls[1]] * 2
     assert len(calls) == len(set(calls)) + 1
     assert tree(out) == tree(tmp_path / "whole" / "pool")
+
+
+def test_killed_after_its_seal_was_written(tmp_path: Path, clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = make_tars(tmp_path / "tars", 1, 5), tmp_path / "pool"
+    with monkeypatch.context() as patch:
+        patch.setattr(embed, "_clear", lambda _: None)
+        embed_pool(source, out, clip)
+    assert (out / "unfinished.json").is_file()
+    assert open_pool(str(out)).rows == 5
+    embed_pool(source, out, clip)
+    assert not [name for name in tree(out) if name.startswith(("embed_", "unfinished"))]
 
 
 def test_a_finished_shard_that_was_changed_is_not_taken(
