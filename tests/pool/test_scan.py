@@ -452,6 +452,7 @@ def write_large_pool(folder: Path, rows: int, shards: int, dim: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a minute or two; longer on a loaded machine
 def test_ten_million_rows_are_scanned_filtered_and_selected_in_bounded_memory(tmp_path: Path) -> None:
     rows, shards, dim = 10_000_000, 10, 32
     write_large_pool(tmp_path, rows, shards, dim)
