@@ -35,7 +35,7 @@ from retrieve_or_generate.progress import duration
 
 LEAST_RECALL = 0.95
 MEASURED_UNASKED_SECONDS = 60.0  # a recall that takes longer is measured only by rog index verify
-_BLOCK, _QUERIES, _PAIRS, _PROBES, _LONG_SECONDS = 8192, 256, 4096, 8, 0.5
+_BLOCK, _QUERIES, _PAIRS, _PROBES, _LONG_SECONDS = 32768, 256, 4096, 64, 0.5
 _ANSWER_BYTES = 24  # per query and neighbour: score and row number, with twice the room
 
 
@@ -139,9 +139,9 @@ def index_time(index: Index, pool: Pool, queries: int, k: int, nprobe: int | Non
     rows = (np.arange(_PROBES, dtype=np.int64) * pool.rows) // _PROBES
     xq = vectors(pool, index.recipe.modality, np.unique(rows)).astype(np.float32)
     first = _seconds(lambda: search_index(index, pool, xq[:1], k, nprobe=nprobe))  # maps what is not mapped yet
-    if first > _LONG_SECONDS or len(xq) == 1:
+    rest = xq[1 : 1 + min(queries, int(_LONG_SECONDS / first))]
+    if not len(rest):
         return first * queries
-    rest = xq[1 : 1 + queries]
     return _seconds(lambda: search_index(index, pool, rest, k, nprobe=nprobe)) / len(rest) * queries
 
 
