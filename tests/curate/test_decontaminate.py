@@ -73,20 +73,15 @@ def _damage(path: Path, how: str) -> None:
         path.write_bytes(data[: len(data) // 2])
     elif how == "zeroed":
         path.write_bytes(data[:128] + bytes(len(data) - 128))
-    elif how == "rows moved":
-        array = np.load(path)
-        np.save(path, array[::-1])
     elif how == "empty":
         path.write_bytes(b"")
     else:
         path.unlink()
 
 
-@pytest.mark.parametrize("how", ["truncated", "zeroed", "rows moved", "empty", "missing"])
+@pytest.mark.parametrize("how", ["truncated", "zeroed", "empty", "missing"])
 @pytest.mark.parametrize("suffix", ["npy", "json"])
 def test_a_damaged_cache_is_made_anew_never_used(own_cache: Path, how: str, suffix: str) -> None:
-    if (suffix, how) == ("json", "rows moved"):
-        pytest.skip("a seal has no rows")
     task = load_task("textures")
     whole = evaluation_images(task, BOTH, THUMBNAILS)
     for path in (own_cache / "descriptors").glob(f"*.{suffix}"):
@@ -96,6 +91,14 @@ def test_a_damaged_cache_is_made_anew_never_used(own_cache: Path, how: str, suff
     reads = _counting(THUMBNAILS)
     assert np.array_equal(evaluation_images(task, BOTH, reads.kind).descriptors, whole.descriptors)
     assert reads.images == 0
+
+
+def test_a_cache_whose_rows_moved_is_made_anew(own_cache: Path) -> None:
+    task = load_task("textures")
+    whole = evaluation_images(task, BOTH, THUMBNAILS).descriptors
+    for path in (own_cache / "descriptors").glob("*.npy"):
+        np.save(path, np.load(path)[::-1])
+    assert np.array_equal(evaluation_images(task, BOTH, THUMBNAILS).descriptors, whole)
 
 
 @dataclasses.dataclass

@@ -144,10 +144,10 @@ def test_nothing_has_no_copies() -> None:
 
 @pytest.mark.parametrize("bits", [None, 3])
 def test_thousands_of_files_of_one_picture_are_one_picture(bits: int | None) -> None:
-    shown = np.zeros(4000, np.int64)
-    shown[[17, 3000]] = 1, 2
+    shown = np.zeros(2400, np.int64)
+    shown[[17, 2300]] = 1, 2
     features = np.eye(4, dtype=np.float32)[shown]
     sha256 = [f"{i:04x}" for i in range(len(shown))]
     described = _described(_PICTURES[shown], features, -np.arange(len(shown)), sha256)
     stays = np.flatnonzero(~np.array(_found(described, perceptual_hash_bits=bits)))
-    assert stays.tolist() == [0, 17, 3000]
+    assert stays.tolist() == [0, 17, 2300]

@@ -180,8 +180,8 @@ def _files(folder: Path) -> dict[str, bytes]:
 def test_a_curation_killed_at_any_durable_step_is_gone_on_with_to_the_same_bytes(
     tmp_path: Path, task: Task, clip: Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = _write(tmp_path / "whole", task, [2] * len(task.class_names))
-    _curate(whole, task, clip, keep_fraction=None)
+    whole = _write(tmp_path / "whole", task, [1] * len(task.class_names))
+    _curate(whole, task, clip, keep_fraction=None, decontaminate=False)
     replace, steps = Path.replace, 0
 
     def replaced(self: Path, target: Path) -> Path:
@@ -192,17 +192,17 @@ def test_a_curation_killed_at_any_durable_step_is_gone_on_with_to_the_same_bytes
         return replace(self, target)
 
     for kill_at in range(9):
-        folder = _write(tmp_path / str(kill_at), task, [2] * len(task.class_names))
+        folder = _write(tmp_path / str(kill_at), task, [1] * len(task.class_names))
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", replaced)
             steps = kill_at
             if kill_at < 8:  # three arrays and their seals, the manifest, and the set's seal
                 with pytest.raises(_Killed):
-                    _curate(folder, task, clip, keep_fraction=None)
+                    _curate(folder, task, clip, keep_fraction=None, decontaminate=False)
                 assert not (folder / SEAL).exists()
             else:
-                _curate(folder, task, clip, keep_fraction=None)
-        _curate(folder, task, clip, keep_fraction=None)
+                _curate(folder, task, clip, keep_fraction=None, decontaminate=False)
+        _curate(folder, task, clip, keep_fraction=None, decontaminate=False)
         assert _files(folder) == _files(whole)
 
 
