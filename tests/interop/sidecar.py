@@ -33,13 +33,13 @@ class ClipRetrieval:
         return [str(TOOLS / "python"), str(Path(__file__).with_name("serve.py")), *arguments]
 
     def run(self, *arguments: str) -> None:
-        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=400)
+        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=1200)
         assert done.returncode == 0, done.stderr[-3000:]
 
     def inference(self, source: str, out: Path, *options: str) -> None:
         self.run(
             *("inference", "--input_dataset", source, "--output_folder", str(out), "--clip_model", self.model),
-            *("--num_prepro_workers", "0", *options),
+            *("--num_prepro_workers", "0", "--batch_size", "8", *options),
         )
 
     def index(self, embeddings: Path, out: Path) -> None:
@@ -52,6 +52,7 @@ class ClipRetrieval:
         paths.write_text(json.dumps({name: str(folder) for name, folder in indexes.items()}))
         port = free_port()
         options = ("--use_jit", "False", "--enable_mclip_option", "False", "--provide_aesthetic_embeddings", "False")
+        options += ("--enable_faiss_memory_mapping", "True")
         command = self.command("back", "--indices_paths", str(paths), "--port", str(port), *options)
         with (
             log.open("w") as file,
@@ -72,7 +73,7 @@ def free_port() -> int:
 
 
 def wait_until_there(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(200):
+    for _ in range(600):
         assert server.poll() is None, log.read_text()[-3000:]
         try:
             service_indexes(url, ServicePolicy(attempts=1, timeout_seconds=5))

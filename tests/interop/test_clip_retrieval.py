@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from sidecar import ClipRetrieval
 
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.models import Clip, image_features, text_features
-from retrieve_or_generate.pixels import decode_all
+from retrieve_or_generate.pixels import decode, decode_all, encode_jpeg
+from retrieve_or_generate.pool.build import build_index
+from retrieve_or_generate.pool.embed import embed_pool
+from retrieve_or_generate.pool.index import measure_recall, open_index, search_index
 from retrieve_or_generate.pool.layout import Modality, Pool, open_pool
+from retrieve_or_generate.pool.recipe import IndexRecipe
 from retrieve_or_generate.pool.scan import scan
+from retrieve_or_generate.pool.tars import write_tar
 from retrieve_or_generate.retrieve.remote import Neighbour, ServicePolicy, query_service, service_indexes
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(1800)]  # each start of the other tool takes half a minute
 POLICY = ServicePolicy(timeout_seconds=120)
 TEXTS = ("a photo of a cat", "two dogs on a sofa", "a red bicycle, 1990")
 K = 12
@@ -27,28 +32,35 @@ K = 12
 
 @dataclass(frozen=True)
 class World:
-    """`theirs` was embedded by clip-retrieval, `ours` by rog; the service has an index of either, made by clip-retrieval."""
+    """`theirs` was embedded by clip-retrieval, `ours` by rog; the service has indexes of both, by name."""
 
     theirs: Pool
     ours: Pool
+    indexes: dict[str, Path]
     url: str
 
 
-def write_pool(folder: Path, clip: Clip, images: list[Path]) -> Path:
-    """A pool with image and text embeddings in two shards."""
-    captions = [f"picture number {number} of a series" for number in range(len(images))]
-    vectors = {
-        "img_emb": image_features(clip, decode_all([path.read_bytes() for path in images], clip.image_size)),
-        "text_emb": text_features(clip, captions),
-    }
-    half = len(images) // 2
-    for number, part in enumerate((slice(None, half), slice(half, None))):
-        for name, features in vectors.items():
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            np.save(folder / name / f"{name}_{number:04d}.npy", features[part].astype(np.float16))
-        (folder / "metadata").mkdir(exist_ok=True)
-        table = {"url": [f"http://pictures/{path.name}" for path in images[part]], "caption": captions[part]}
-        pq.write_table(pa.table(table), folder / f"metadata/metadata_{number:04d}.parquet")
+def write_tars(folder: Path, images: list[Path]) -> Path:
+    """Two webdataset shards with captions and URLs, as img2dataset writes them."""
+    for number, part in enumerate((images[:20], images[20:])):
+        named = []
+        for path in part:
+            told = {"url": f"http://pictures.example/{path.name}", "caption": f"picture {path.stem} of a series"}
+            key = f"{number:05d}{path.stem:0>4}"
+            data = path.read_bytes() if path.suffix == ".jpg" else encode_jpeg(decode(path.read_bytes()))
+            named += [(f"{key}.jpg", data), (f"{key}.txt", told["caption"].encode())]
+            named.append((f"{key}.json", json.dumps(told).encode()))
+        write_tar(folder / f"{number:05d}.tar", named)
+    return folder
+
+
+def our_index(pool: Pool, clip: Clip, folder: Path) -> Path:
+    """The pool's index as rog builds it, lists on disk, in the form that clip-retrieval serves: image.index/ and metadata/."""
+    recipe = IndexRecipe(
+        name="ours", pool="ours", model=clip.name, modality="image", factory_string="IVF1,Flat", nprobe=1, train_rows=48
+    )
+    build_index(pool, recipe, folder / "image.index")
+    shutil.copytree(pool.folder / "metadata", folder / "metadata")
     return folder
 
 
@@ -59,12 +71,15 @@ def world(
     folder = tmp_path_factory.mktemp("world")
     clip_retrieval.inference(str(image_folder), folder / "theirs", "--enable_text", "False")
     theirs = open_pool(str(folder / "theirs"))
-    ours = open_pool(str(write_pool(folder / "ours", clip, sorted(image_folder.rglob("*.*")))))
+    tars = write_tars(folder / "tars", sorted(image_folder.rglob("*.*")))
+    embed_pool(tars, folder / "ours", clip, jobs=1, batch_size=8)
+    ours = open_pool(str(folder / "ours"))
     for pool in (theirs, ours):
         clip_retrieval.index(pool.folder, folder / f"index of {pool.name}")
     indexes = {pool.name: folder / f"index of {pool.name}" for pool in (theirs, ours)}
+    indexes["built by rog"] = our_index(ours, clip, folder / "built")
     with clip_retrieval.back(indexes, folder) as url:
-        yield World(theirs, ours, url)
+        yield World(theirs, ours, indexes, url)
 
 
 def assert_exact(found: list[list[Neighbour]], pool: Pool, xq: np.ndarray, modality: Modality = "image") -> None:
@@ -105,6 +120,25 @@ def test_clip_retrieval_serves_a_pool_that_rog_wrote(modality: Modality, world: 
         assert {"url": row["url"], "caption": row["caption"]} == told
 
 
+def test_clip_retrieval_serves_an_index_that_rog_built(world: World, clip: Clip) -> None:
+    found = query_service(world.url, texts=TEXTS, k=K, index="built by rog", policy=POLICY)
+    assert_exact(found, world.ours, text_features(clip, TEXTS))
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_rog_searches_an_index_that_clip_retrieval_built(modality: Modality, world: World, clip: Clip) -> None:
+    xq = text_features(clip, [f"{text}, number {n}" for text in TEXTS for n in range(40)])
+    recipe = IndexRecipe(
+        name="x", pool="ours", model=clip.name, modality=modality, factory_string="Flat", nprobe=1, train_rows=1
+    )
+    index = open_index(world.indexes["ours"], world.ours, recipe)
+    D, I = search_index(index, world.ours, xq, K)  # noqa: E741
+    exact, rows = scan(xq, [world.ours.embeddings(shard, modality) for shard in world.ours.shards], K)
+    assert I.tolist() == rows.tolist()
+    assert D.tolist() == exact.tolist()
+    assert measure_recall(index, world.ours, xq, K) == 1.0
+
+
 def test_near_copies_go_only_when_asked(world: World) -> None:
     plain, unique = (
         query_service(world.url, texts=TEXTS[:1], k=48, index="ours", deduplicate=drop, policy=POLICY)[0]
@@ -115,8 +149,8 @@ def test_near_copies_go_only_when_asked(world: World) -> None:
 
 
 def test_what_the_service_does_not_have(world: World) -> None:
-    assert service_indexes(world.url, POLICY) == ["theirs", "ours"]
-    with pytest.raises(UsageError, match=r"has several indexes \(theirs, ours\); name one"):
+    assert service_indexes(world.url, POLICY) == list(world.indexes)
+    with pytest.raises(UsageError, match=r"has several indexes \(theirs, ours, built by rog\); name one"):
         query_service(world.url, texts=TEXTS, k=K, policy=POLICY)
     with pytest.raises(UsageError, match=r"answers 500: .*an index without embeddings of that modality does this"):
         query_service(world.url, texts=TEXTS, k=K, index="theirs", modality="text", policy=POLICY)
