@@ -72,7 +72,7 @@ def load_tower(name: str, folder: Path) -> tuple[Clip, Any]:
     torch.manual_seed(0)
     if name == "pocket":
         clip = load_clip("pocket")
-        return clip, open_clip.image_transform_v2(
+        return clip, open_clip.transform.image_transform_v2(
             open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(clip.network)), is_train=False
         )
     if name == "light":
