@@ -26,7 +26,8 @@ def recall(wanted: Blocklist) -> list[Found]:
 
 
 def remember(found: Iterable[Found]) -> None:
+    """Keep what was found of images whose bytes were still there; of the others it is known already."""
     with locked(cache_folder() / _LOCK, wait=True):
         known = _known()
-        if new := set(found) - known:
+        if new := {one for one in found if one.md5} - known:
             write_json(cache_folder() / _FILE, [asdict(one) for one in sorted(known | new)])
