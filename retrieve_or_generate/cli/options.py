@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,5 +61,18 @@ def emit_set(image_set: ImageSet, as_json: bool) -> None:
         f"{image_set.folder}: {counts.sum()} {image_set.source} images of {len(counts)} classes "
         f"({counts.min()} to {counts.max()} a class), of {len(manifest)} candidates (dropped: {dropped})"
     )
+    search = image_set.record["config"].get("search", {})
     record = {"out": image_set.folder, "source": image_set.source, "task": image_set.task, "kept": int(counts.sum())}
-    emit(text, record | {"candidates": len(manifest), "dropped": reasons}, as_json)
+    record |= {"candidates": len(manifest), "dropped": reasons} | ({"search": search} if search else {})
+    emit("\n".join([text, *_searched(search)]), record, as_json)
+
+
+def _searched(search: dict[str, Any]) -> Iterator[str]:
+    """How the candidates were found, in words: a line for each half of the search."""
+    for half in search.values():
+        how = f"captions by {half['semantics']}" if "semantics" in half else f"embeddings by {half['engine']}"
+        exact = {True: ", exactly", False: ", approximately"}.get(half.get("exact"), "")
+        recall = half.get("recall")
+        found = "; finds {:.1%} of the true {} nearest".format(recall["recall_at_k"], recall["k"]) if recall else ""
+        left_out = ", ".join(f"{count} {reason}" for reason, count in half.get("excluded", {}).items())
+        yield f"  searched {how}{exact}{found}" + (f"; rows left out: {left_out}" if left_out else "")

@@ -209,6 +209,8 @@ def _by_embedding(search: Search, tasks: list[Task], state: Path, progress: Prog
     assert search.pool is not None
     asked = [class_queries(task, search.clip, search.settings) for task in tasks]
     xq = np.concatenate([queries.features for queries in asked])
+    if progress and search.settings.engine == "auto":
+        progress(f"searching by {search.engine.name}: {search.engine.why}", 1, 1)
     pool, settings, device = search.pool, search.settings, str(search.clip.device)
     if search.engine.name == "scan":
         found, facts = scan_neighbours(pool, settings, xq, state, device, progress)

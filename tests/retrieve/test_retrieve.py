@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_remote import Service, serving
 from web import web
 
 from retrieve_or_generate.errors import UsageError
@@ -159,6 +160,30 @@ def test_an_unfinished_set_is_made_anew_to_the_same_bytes(
     (tmp_path / "00000.tar").write_bytes(b"half")
     retrieve(task, world.pool, clip, tmp_path, SEARCH, CURATION)
     assert visible(tmp_path) == visible(from_shards.folder)
+
+
+def test_a_set_from_a_service_alone(world: World, clip: Clip, task: Task, tmp_path: Path) -> None:
+    stored = np.concatenate([world.pool.embeddings(shard, "image") for shard in world.pool.shards]).astype(np.float32)
+    told = world.pool.metadata(range(ROWS), ("url", "caption", "NSFW")).to_pylist()
+
+    def answer(question: dict[str, Any]) -> list[dict[str, Any]]:
+        similarity = stored @ np.array(question["embedding_input"], np.float32)
+        best = np.argsort(-similarity, kind="stable")[: question["num_images"]]
+        return [{"id": int(row), "similarity": float(similarity[row]), **told[row]} for row in best]
+
+    with serving(Service(answer=answer)) as url:
+        search = {"engine": "remote", "service": url, "k": 12, "modalities": ["image"], "fetch": "http"}
+        settings = RetrieveSettings.model_validate(search)
+        made = retrieve(task, None, clip, tmp_path, settings, CURATION, policy=world.policy)
+    again = retrieve(task, None, clip, tmp_path, settings, CURATION, policy=world.policy)
+    assert again.key == made.key, "the service is gone, the set is there"
+    local = {"k": 12, "modalities": ["image"], "fetch": "http"}
+    here = retrieve(
+        task, world.pool, clip, tmp_path / "here", RetrieveSettings.model_validate(local), CURATION, policy=world.policy
+    )
+    columns = ["key", "label", "query", "sha256", "status", "reason", "rank"]
+    pd.testing.assert_frame_equal(made.manifest[columns], here.manifest[columns])
+    assert set(made.manifest["reason"]) >= {"nsfw", "dead_link"}
 
 
 @pytest.mark.parametrize("fetch", ["shards", "http"])
