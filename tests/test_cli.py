@@ -157,7 +157,7 @@ def test_doctor_lists_every_check(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 QUICK = [
-    *("--set", "retrieve.candidates_per_class=8", "--set", "curate.keep_fraction=1"),
+    *("--set", "retrieve.candidates_per_class=16", "--set", "curate.keep_fraction=1"),
     *("--set", "synthesize.num_inference_steps=2", "--set", "finetune.updates=2"),
 ]
 
