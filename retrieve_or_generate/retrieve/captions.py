@@ -145,6 +145,7 @@ def _captions(shard: PoolShard) -> Iterator[tuple[int, pa.Array]]:
         column = next((present[alias] for alias in ALIASES["caption"] if alias in present), None)
         if column is None:
             raise UsageError(f"{shard.metadata}: no caption column; search this pool with retrieve.strategy=semantic")
+        pa.nulls(0, file.schema_arrow.field(column).type).cast(pa.large_string())  # raises for what is no text
         for batch in file.iter_batches(_SLICE, columns=[column], use_threads=False):
             yield row, batch.column(0)
             row += len(batch)

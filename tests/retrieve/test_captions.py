@@ -364,6 +364,9 @@ def test_metadata_without_captions_or_cut_short_is_told(pool: Pool) -> None:
         IntegrityError, match=r"metadata_0002.parquet: its captions cannot be read|metadata_0002.parquet: \d+ captions"
     ):
         match_pool(pool, {0: ["ant"]})
+    pq.write_table(pa.table({"caption": [["an ant"]] * 27}), path)
+    with pytest.raises(IntegrityError, match=r"metadata_0002.parquet: its captions cannot be read \(Unsupported cast"):
+        match_pool(pool, {0: ["ant"]})
     pq.write_table(pa.table({"url": ["x"] * 27}), path)
     with pytest.raises(UsageError, match=r"metadata_0002.parquet: no caption column"):
         match_pool(pool, {0: ["ant"]})
