@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from retrieve_or_generate.errors import unknown_name
+from retrieve_or_generate.errors import UsageError, unknown_name
 from retrieve_or_generate.pocket.places import TASK_SEAL, task_place
 from retrieve_or_generate.store import read_seal
 from retrieve_or_generate.tasks.base import SPLITS, Split, SplitName, Task, read_task
@@ -37,4 +37,8 @@ def load_task(name: str) -> Task:
         return read_task(_NAMED[name](), name)
     if Path(name).is_dir():
         return read_task(Path(name))
+    if "/" in name:
+        raise UsageError(
+            f"{name}: no such folder; give --task a folder in CLIP_benchmark's layout, or one of {', '.join(_NAMED)}"
+        )
     raise unknown_name("task", name, task_names())

@@ -126,7 +126,7 @@ def _lines(path: Path) -> tuple[str, ...]:
 
 
 def read_task(folder: Path, name: str | None = None) -> Task:
-    """The task in `folder`; `UsageError` when it has under two classes, or two of the same name."""
+    """The task in `folder`; `UsageError` when it has under two classes, two of the same name, or no template for them."""
     class_names = _lines(folder / "classnames.txt")
     if len(class_names) < 2:
         raise UsageError(f"{folder}: {len(class_names)} class; a task needs two or more")
@@ -135,11 +135,22 @@ def read_task(folder: Path, name: str | None = None) -> Task:
         raise UsageError(
             f"{folder / 'classnames.txt'}: {repeated[0]!r} stands there twice; give each class a name of its own"
         )
-    templates = tuple(line.replace("{c}", "{}") for line in _lines(folder / "zeroshot_classification_templates.txt"))
+    templates = _templates(folder / "zeroshot_classification_templates.txt")
     synonyms = _synonyms(folder / "synonyms.tsv")
     queries = folder / "queries.tsv"
     rewrites = read_queries(queries, class_names, synonyms) if queries.is_file() else {}
     return Task(name or folder.name, class_names, templates, folder, synonyms, rewrites)
+
+
+def _templates(path: Path) -> tuple[str, ...]:
+    """What is said around a class name, which stands at `{}`."""
+    templates = tuple(line.replace("{c}", "{}") for line in _lines(path))
+    if not templates:
+        raise UsageError(f"{path}: no template; put one a line, such as: a photo of a {{c}}.")
+    nameless = [template for template in templates if "{}" not in template]
+    if nameless:
+        raise UsageError(f"{path}: {nameless[0][:80]!r} has no {{c}}, where the class name goes")
+    return templates
 
 
 def _synonyms(path: Path) -> dict[str, tuple[str, ...]]:

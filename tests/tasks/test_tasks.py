@@ -70,6 +70,21 @@ def test_a_class_named_twice(folder: Path) -> None:
         opened(folder)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("\n", "no template; put one a line"), ("a {c}.\na photo\n", r"'a photo' has no \{c\}, where")],
+)
+def test_templates_without_a_class_name(folder: Path, text: str, message: str) -> None:
+    (folder / "zeroshot_classification_templates.txt").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        opened(folder)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="dtd: no such folder; give --task a folder"):
+        load_task(str(tmp_path / "dtd"))
+
+
 def test_a_label_out_of_range_is_named(folder: Path) -> None:
     (folder / "classnames.txt").write_text("striped\ndotted")
     with pytest.raises(IntegrityError, match=r"0.tar: \d{6}.cls: label '\d' is not a class id below 2"):
