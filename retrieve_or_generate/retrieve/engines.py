@@ -112,7 +112,8 @@ def scan_neighbours(
 
     rows = row_filter(pool, settings.rows)
     told = _bytes_of(f"scanning {pool.name}", progress)
-    found = scan_pool(pool, xq, settings.k, settings.modalities, rows=rows, device=device, state=state, progress=told)
+    k = min(settings.k, pool.rows)  # memory goes with k
+    found = scan_pool(pool, xq, k, settings.modalities, rows=rows, device=device, state=state, progress=told)
     facts = {"engine": "scan", "exact": True, "excluded": rows.counts if rows else {}}
     return {modality: found[modality][1] for modality in settings.modalities}, facts
 

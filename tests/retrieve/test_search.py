@@ -89,6 +89,12 @@ def test_a_changed_byte_of_what_was_found_is_named(pool: Pool, tmp_path: Path) -
         found(pool, BOTH, tmp_path)
 
 
+def test_more_neighbours_than_rows_are_all_rows_and_take_no_more_memory(pool: Pool, tmp_path: Path) -> None:
+    rows = found(pool, BOTH.model_copy(update={"strategy": "semantic", "k": 10**12}), tmp_path).neighbours
+    assert rows is not None
+    assert rows.num_rows == len(TASK.class_names) * ROWS
+
+
 def test_rows_that_are_left_out_are_found_by_neither_half_and_counted(pool: Pool, tmp_path: Path) -> None:
     block = tmp_path / "block.txt"
     block.write_text("http://x/7\n")
