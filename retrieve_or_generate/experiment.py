@@ -262,17 +262,25 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
+_PLAINLY = {  # what pydantic says in words of Python
+    "tuple_type": "input should be a list, such as [a, b]",
+    "too_short": "input should be a list with at least one value",
+    "model_type": "input should be a mapping of keys to values",
+}
+
+
 def _explain(error: ValidationError, where: str) -> UsageError:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "experiment"
+    key = ".".join(str(part) for part in first["loc"] if "[" not in str(part)) or "experiment"  # which of several types
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return UsageError(f"{where}: unknown key {key!r}{hint} (known: {', '.join(known)})")
-    given = str(first.get("input"))
-    shown = f", not {given[:60]!r}" if first["type"] != "missing" else ""
-    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    whole = isinstance(given, dict | list | BaseModel) and first["type"] == "value_error"  # the message says what of it
+    shown = "" if whole or first["type"] == "missing" else f", not {str(given)[:60]!r}"
+    message = _PLAINLY.get(first["type"], first["msg"].removeprefix("Value error, "))
     return UsageError(f"{where}: {key}: {message[0].lower() + message[1:]}{shown}")
 
 
@@ -299,6 +307,12 @@ def parse_experiment(values: dict[str, Any], where: str = "experiment") -> Exper
         raise _explain(error, where) from None
 
 
+def _in_a_line(error: Exception) -> str:
+    """What is wrong and, of YAML, in which line."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}: {problem}" if problem and mark else str(error).splitlines()[0]
+
+
 def load_experiment(path: Path | None = None, overrides: tuple[str, ...] = (), **fields: Any) -> Experiment:
     """The experiment in `path` (the pocket one if None), with `a.b=c` overrides and then `fields` that are not None on top."""
     values: Any = {}
@@ -308,7 +322,7 @@ def load_experiment(path: Path | None = None, overrides: tuple[str, ...] = (), *
         except FileNotFoundError as error:
             raise UsageError(f"{path}: no such experiment file") from error
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from error
+            raise UsageError(f"{path}: not readable as YAML ({_in_a_line(error)})") from error
         if not isinstance(values, dict):
             raise UsageError(f"{path}: an experiment file is a mapping of keys to values")
     for assignment in overrides:
