@@ -94,7 +94,7 @@ class RowList:
             record = read_seal(folder, SEAL, key)
             if record is None:
                 remove_leftovers(folder)
-                record = _sort(folder, key, (entry for file in files for entry in _entries(file, column)))
+                record = _sort(folder, key, (entry for file in files for entry in _entries(file, column)), path)
         mapped: dict[str, np.ndarray] = {
             Path(one).stem: np.memmap(folder / one, np.uint64, "r") for one in record["files"]
         }
@@ -188,12 +188,14 @@ def _kind(path: Path, number: int, entry: str) -> str:
     )
 
 
-def _sort(folder: Path, key: str, entries: Iterable[tuple[str, np.ndarray]]) -> dict[str, dict[str, object]]:
+def _sort(
+    folder: Path, key: str, entries: Iterable[tuple[str, np.ndarray]], named: str
+) -> dict[str, dict[str, object]]:
     """Write `KIND.u64` for every kind, sorted and without repeats, in the memory of one part in 256; the seal."""
     with TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder) as scratch:
         kinds = {kind for kind, keys in entries if _spread(Path(scratch) / kind, keys)}
         if not kinds:
-            raise UsageError("a list of rows holds no entry; give one with entries, or leave it out")
+            raise UsageError(f"{named}: a list of rows without an entry; give one with entries, or leave it out")
         for kind in sorted(kinds):
             with durable_file(folder / f"{kind}.u64") as temporary, temporary.open("wb") as file:
                 for part in sorted((Path(scratch) / kind).iterdir()):

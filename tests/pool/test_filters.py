@@ -172,7 +172,7 @@ def test_a_line_that_is_no_entry_is_named(tmp_path: Path, line: object, message:
 def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such list of rows"):
         RowList.load(str(tmp_path / "none.txt"))
-    with pytest.raises(UsageError, match="holds no entry"):
+    with pytest.raises(UsageError, match=r"list\.txt: a list of rows without an entry"):
         RowList.load(listed(tmp_path / "list.txt"))
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not readable as a list of rows"):
