@@ -143,6 +143,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 
     The lock dies with the process, so a killed run leaves nothing to clean up.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: a file, where a folder is to be written; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -131,6 +131,16 @@ def test_a_second_holder_is_told_who_has_the_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:
+    (tmp_path / "set").write_text("mine")
+    with (
+        pytest.raises(UsageError, match="set: a file, where a folder is to be written"),
+        store.locked(tmp_path / "set"),
+    ):
+        pass
+    assert (tmp_path / "set").read_text() == "mine"
+
+
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys; from pathlib import Path; from retrieve_or_generate.store import locked\n"
