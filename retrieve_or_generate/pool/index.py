@@ -100,7 +100,10 @@ def open_index(path: Path, pool: Pool, recipe: IndexRecipe | None = None, verify
         raise UsageError(f"{path}: an index of another pool than {pool.folder}; build one for it")
     if recipe:
         if record["key"] != recipe.key(pool):
-            raise UsageError(f"{path}: an index of another recipe than {recipe.name!r} as it is now; build one for it")
+            raise UsageError(
+                f"{path}: an index of another recipe than {recipe.name!r} as it is now; build one for it, or name the "
+                f"index alone (retrieve.index={path})"
+            )
         own = recipe  # whose nprobe and recall may be newer
     _check_bytes(path, record, verify)
     return Index(path, own, True, content_key(record["files"]))

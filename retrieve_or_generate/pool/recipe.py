@@ -61,7 +61,8 @@ class IndexRecipe(BaseModel):
         for what, wanted, there in (("pool", self.pool, pool.name), ("model", self.model, pool.model)):
             if pool.model != "unknown" and wanted != there:
                 raise UsageError(
-                    f"index recipe {self.name!r} is for {what} {wanted!r}, but {pool.folder} is of {there!r}"
+                    f"index recipe {self.name!r} is for {what} {wanted!r}, but {pool.folder} is of {there!r}; "
+                    f"give a recipe file of your own that says {what}: {there}"
                 )
         if self.dim not in (None, pool.dim):
             raise UsageError(

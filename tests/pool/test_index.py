@@ -121,7 +121,7 @@ def test_what_does_not_belong_together(pool: Pool, built: Path, tmp_path: Path) 
         open_index(built, pool, RECIPE.model_copy(update={"seed": 4}))
     assert open_index(built, pool, RECIPE.model_copy(update={"nprobe": 7})).recipe.nprobe == 7
     sealed = dataclasses.replace(pool, model="none")
-    with pytest.raises(UsageError, match="is for pool 'laion'"):
+    with pytest.raises(UsageError, match=r"is for pool 'laion', .* give a recipe file of your own that says pool: "):
         build_index(sealed, RECIPE.model_copy(update={"pool": "laion"}), tmp_path / "x")
     with pytest.raises(UsageError, match=r"is for 768-d embeddings, but those of .* have 32"):
         build_index(pool, RECIPE.model_copy(update={"dim": 768}), tmp_path / "x")
