@@ -223,13 +223,13 @@ def _too_small(
         )
     more = f" and {len(short) - _SHOWN} more classes" if len(short) > _SHOWN else ""
     way_out = (
-        "or leave such classes out, for every source, with curate.on_short_class=exclude"
+        ", keep more of them, or leave such classes out, for every source, with curate.on_short_class=exclude"
         if len(short) < len(task.class_names)
-        else "there is no class that keeps enough"
+        else " or keep more of them; no class keeps enough, so none can be left out"
     )
     return (
         f"{folder}: {'; '.join(told)}{more}, under curate.least_per_class={settings.least_per_class} "
-        f"({MANIFEST_TABLE} has the reason of each): get more candidates, keep more of them, {way_out}"
+        f"({MANIFEST_TABLE} has the reason of each): get more candidates{way_out}"
     )
 
 
