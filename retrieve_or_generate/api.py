@@ -383,9 +383,15 @@ def _open_index(folder: Path, pool: str | None, recipe: str | None, verify: bool
 
 
 def _drawn_captions(pool: Pool, count: int) -> list[str]:
-    """Captions of the pool, drawn by seed from equal stretches of it."""
+    """Captions of the pool, drawn by seed from equal stretches of it. `UsageError` for a pool with too few."""
+    from retrieve_or_generate.pool.index import LEAST_QUERIES
     from retrieve_or_generate.seeds import generator_for
 
+    if pool.rows < LEAST_QUERIES:
+        raise UsageError(
+            f"{pool.folder}: {pool.rows} captions are too few to measure recall with; give {LEAST_QUERIES} lines or more to "
+            "rog index verify --texts FILE, with the -k of your search"
+        )
     count = min(count, pool.rows)
     edges = [pool.rows * place // count for place in range(count + 1)]
     drawn = generator_for("index", "recall").integers(edges[:-1], edges[1:])

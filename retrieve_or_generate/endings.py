@@ -6,7 +6,6 @@ ours keeps its traceback and ends with 1. The environment variable ROG_TRACEBACK
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -17,9 +16,7 @@ from typing import NoReturn
 
 import typer
 
-from retrieve_or_generate.errors import IncompleteError, IntegrityError, UsageError
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+from retrieve_or_generate.errors import FULL, IncompleteError, IntegrityError, UsageError
 
 
 class DamageFoundError(IntegrityError):
@@ -40,14 +37,12 @@ def exit_code(command: Callable[[], int | None]) -> int:
         verb = context.command_path if context else "rog"
         return _fail(f"{error.format_message()} (see {verb} --help)", UsageError.exit_code)
     except (MemoryError, RuntimeError) as error:
-        if (
-            not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError"
-        ):  # torch's, without loading torch
+        if not _is_out_of_memory(error):
             raise
         return _fail("out of memory; use fewer --jobs or smaller batches and run it again", IncompleteError.exit_code)
     except OSError as error:
         where = error.filename or "output"
-        if error.errno in _FULL:
+        if error.errno in FULL:
             return _fail(f"no space left for {where}; free some and run it again", IncompleteError.exit_code)
         return _fail(f"{where}: {error.strerror or error}", UsageError.exit_code)
     if code == 128 + signal.SIGINT:
@@ -61,6 +56,15 @@ def _fail(message: str, code: int) -> int:
     sys.stdout.flush()
     print(f"rog: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also torch's two ways to say so, without loading torch: a type of its own for CUDA, words for the CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

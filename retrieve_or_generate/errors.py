@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk, or a share of it, that is full."""
 
 
 class UsageError(ValueError):

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.errors import FULL, IntegrityError, UsageError
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -66,6 +66,10 @@ def durable_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:  # writing to an open file does not name it
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

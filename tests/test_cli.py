@@ -10,11 +10,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from retrieve_or_generate import cli
+from retrieve_or_generate.cli.options import emit_set
 from retrieve_or_generate.errors import IncompleteError, IntegrityError, UsageError
 from retrieve_or_generate.store import seal, write_bytes
 
@@ -93,6 +97,11 @@ def ends_with(error: BaseException) -> Callable[..., NoReturn]:
         (OSError(errno.ENOSPC, "No space left on device", "x.tar"), 3, "no space left for x.tar; free some"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 2, "runs: Permission denied"),
         (MemoryError(), 3, "out of memory"),
+        (
+            RuntimeError("[enforce fail at x.cpp] DefaultCPUAllocator: can't allocate memory: 3 bytes"),
+            3,
+            "out of memory",
+        ),
     ],
 )
 def test_every_failure_has_its_code_and_one_line(
@@ -183,6 +192,24 @@ def test_the_stages_one_after_another(tmp_path: Path, capsys: pytest.CaptureFixt
     assert rog("verify", str(tmp_path), "--json") == 0
     assert told(capsys)["units"] >= 6
     assert kept >= 16
+
+
+def test_classes_that_a_set_leaves_out_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = pd.DataFrame({"reason": ["", "", "short_class"]})
+    made: Any = SimpleNamespace(
+        folder="sets/x",
+        source="retrieved",
+        task="birds",
+        excluded=("cat", "dog"),
+        manifest=manifest,
+        counts=lambda: np.array([2, 0, 0]),
+        record={"config": {}},
+    )
+    emit_set(made, as_json=True)
+    text, left_out, record = capsys.readouterr().out.splitlines()
+    assert text == "sets/x: 2 retrieved images of 3 classes (0 to 2 a class), of 3 candidates (dropped: 1 short_class)"
+    assert left_out == "  classes left out: cat, dog"
+    assert json.loads(record)["excluded"] == ["cat", "dog"]
 
 
 def test_an_index_is_built_checked_and_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -129,6 +130,13 @@ def test_a_second_holder_is_told_who_has_the_folder(tmp_path: Path) -> None:
         pass
     with store.locked(tmp_path):
         pass
+
+
+def test_a_full_disk_names_the_file_that_was_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"a\.bin") as caught, store.durable_file(tmp_path / "a.bin"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a.bin")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:

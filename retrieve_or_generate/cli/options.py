@@ -61,10 +61,12 @@ def emit_set(image_set: ImageSet, as_json: bool) -> None:
         f"{image_set.folder}: {counts.sum()} {image_set.source} images of {len(counts)} classes "
         f"({counts.min()} to {counts.max()} a class), of {len(manifest)} candidates (dropped: {dropped})"
     )
+    left_out = f"\n  classes left out: {', '.join(image_set.excluded)}" if image_set.excluded else ""
     search = image_set.record["config"].get("search", {})
     record = {"out": image_set.folder, "source": image_set.source, "task": image_set.task, "kept": int(counts.sum())}
-    record |= {"candidates": len(manifest), "dropped": reasons} | ({"search": search} if search else {})
-    emit("\n".join([text, *_searched(search)]), record, as_json)
+    record |= {"candidates": len(manifest), "dropped": reasons, "excluded": list(image_set.excluded)}
+    record |= {"search": search} if search else {}
+    emit("\n".join([text + left_out, *_searched(search)]), record, as_json)
 
 
 def _searched(search: dict[str, Any]) -> Iterator[str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from clusters import RECIPE, clusters, write_pool
 
+from retrieve_or_generate import api
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.models import load_clip, text_features
 from retrieve_or_generate.pool import index
@@ -100,6 +101,17 @@ def test_built_once_and_the_same_bytes_again(pool: Pool, built: Path, tmp_path: 
     assert (built / INDEX).stat().st_mtime_ns == stamp
     again = build_index(pool, RECIPE, tmp_path / "again")
     assert (again / INDEX).read_bytes() == (built / INDEX).read_bytes()
+
+
+def test_a_pool_with_few_captions_needs_lines_to_measure_recall_with(tmp_path: Path) -> None:
+    few = write_pool(tmp_path / "few", QUERIES[:50])
+    folder = build_index(
+        few, RECIPE.model_copy(update={"factory_string": "Flat", "train_rows": 50}), tmp_path / "index"
+    )
+    with pytest.raises(
+        UsageError, match=r"few: 50 captions are too few .* give 100 lines or more to rog index verify --texts"
+    ):
+        api.index_recall(folder, str(few.folder))
 
 
 def test_one_changed_byte_is_told(pool: Pool, tmp_path: Path) -> None:
