@@ -2,8 +2,7 @@
 
 A half-width product of every query with a block of rows finds the pairs that could beat a query's k-th best so far; only
 those are scored exactly. What the narrow product may be wrong by is bounded from the rounding errors measured on the very
-vectors (Cauchy-Schwarz), so no true neighbour is lost. Scores are added up in float64 and rounded to float32 once, so they depend
-neither on the block size nor on the thread count, and equal rows score equal.
+vectors (Cauchy-Schwarz), so no true neighbour is lost.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ import torch
 from torch import Tensor
 
 from retrieve_or_generate.pool.blocks import BlockReader
+from retrieve_or_generate.pool.exact import ExactScores
 
 _GROUP = 64  # columns whose maximum is compared with the threshold before any of them is looked at
 _QUERIES = 1024  # queries per product
 _SELECTED = 128  # queries whose k-th best of a block is looked for at a time: it takes six times the block's products
-_LEAST_RUN = (
-    8  # pairs of one query, on average, from which a product for each query is faster than one of gathered queries
-)
-_CHUNK = {"cpu": 256, "cuda": 32768}  # rows narrowed, or pairs scored, at a time; a processor keeps them in its cache
+_REFRESH = 8  # the k-th best of all queries is looked for when one part in so many of k rows, on average, is new
+_CHUNK = {"cpu": 256, "cuda": 32768}  # rows narrowed at a time; a processor keeps them in its cache
 _BLOCK_ROWS = {"cpu": 16384, "cuda": 131072}
 
 Found = tuple[np.ndarray, np.ndarray]
@@ -98,16 +96,6 @@ class Nearest:
             first += best.queries
 
 
-def pair_scores(xq: np.ndarray, xb: np.ndarray, query: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """(p,) float32 inner products of `xq[query[i]]` and `xb[row[i]]`, scored exactly as a scan does.
-
-    `xq` (q, d) float32, `xb` (n, d) float16.
-    """
-    queries = torch.from_numpy(np.array(xq, np.float32)).double()
-    vectors = torch.from_numpy(np.array(xb, np.float16))
-    return _exact(queries, vectors, torch.from_numpy(np.array(query)), torch.from_numpy(np.array(row))).numpy()
-
-
 def _checked_queries(xq: np.ndarray, k: int) -> Tensor:
     if xq.ndim != 2 or not len(xq):
         raise ValueError(f"queries are a (q, d) array with q ≥ 1, not one of shape {xq.shape}")
@@ -140,38 +128,6 @@ def _full_accumulation(device: torch.device) -> Iterator[None]:
         yield
     finally:
         settings.allow_bf16_reduced_precision_reduction, settings.allow_tf32 = before
-
-
-def _exact(queries: Tensor, vectors: Tensor, query: Tensor, row: Tensor) -> Tensor:
-    """(p,) float32 from float64 queries and float16 vectors; fast where equal `query` stand together."""
-    scores = torch.empty(len(query), dtype=torch.float32, device=queries.device)
-    for part, runs in _chunks(query):
-        products = vectors.index_select(0, row[part]).float().double()
-        if runs:  # a product with each query, which is not copied for each of its rows
-            for number, own in runs:
-                products[own].mul_(queries[number])
-        else:
-            products.mul_(queries.index_select(0, query[part]))
-        scores[part] = products.sum(1).float()
-    return scores + 0.0  # -0 and 0 are one score
-
-
-def _chunks(query: Tensor) -> Iterator[tuple[slice, list[tuple[int, slice]]]]:
-    """Parts of the pairs, each with its runs of one query (number, and where in the part) where these are long enough to use."""
-    size = _CHUNK[query.device.type]
-    numbers, runs = torch.unique_consecutive(query, return_counts=True)
-    if query.device.type != "cpu" or len(numbers) * _LEAST_RUN > len(query):
-        yield from ((slice(start, start + size), []) for start in range(0, len(query), size))
-        return
-    start, stop, inside = 0, 0, list[tuple[int, slice]]()
-    for number, left in zip(numbers.tolist(), runs.tolist(), strict=True):
-        while left:
-            taken = min(left, start + size - stop)
-            inside.append((number, slice(stop - start, stop - start + taken)))
-            stop, left = stop + taken, left - taken
-            if stop == start + size or stop == len(query):
-                yield slice(start, stop), inside
-                start, inside = stop, []
 
 
 class _Block:
@@ -209,10 +165,10 @@ class _Best:
     def __init__(self, queries: Tensor, k: int, dtype: torch.dtype, floor: Tensor, product: Tensor):
         self.queries, self.k, self.device = len(queries), k, queries.device
         self.product = product  # room for a product with a block
-        self.exact = queries.double()
+        self.exact = ExactScores(queries)
         self.narrow = queries.to(dtype)
-        self.norm = torch.linalg.vector_norm(self.exact, dim=1)
-        self.error = torch.linalg.vector_norm(self.exact - self.narrow.double(), dim=1)
+        self.norm = torch.linalg.vector_norm(queries.double(), dim=1)
+        self.error = torch.linalg.vector_norm(queries.double() - self.narrow.double(), dim=1)
         self.scores = torch.full((self.queries, 2 * k), -torch.inf, device=self.device)
         self.rows = torch.full((self.queries, 2 * k), -1, dtype=torch.int64, device=self.device)
         self.count = torch.zeros(self.queries, dtype=torch.int64, device=self.device)
@@ -221,7 +177,7 @@ class _Best:
 
     def update(self, block: _Block, rows: Tensor) -> None:
         query, column = self._candidates(block)
-        scores = _exact(self.exact, block.vectors, query, column)
+        scores = self.exact(block.vectors, block.norm, query, column)
         beats = scores > self.floor[query]  # an equal score loses: its row number is larger
         self._add(query[beats], rows[column[beats]], scores[beats])
 
@@ -264,10 +220,20 @@ class _Best:
             self.rows[query[fits], place[fits]] = rows[fits]
             self.count += torch.bincount(query[fits], minlength=self.queries)
             self.pending += int(fits.sum())
-            if not fits.all() or 2 * self.pending > self.k * self.queries:
+            if not fits.all():
                 self._compact()
+            elif _REFRESH * self.pending > self.k * self.queries:
+                self._raise_floor()
             left = ~fits & (scores > self.floor[query])
             query, rows, scores = query[left], rows[left], scores[left]
+
+    def _raise_floor(self) -> None:
+        """To the k-th best score of every query that has as many."""
+        full = (self.count >= self.k).nonzero()[:, 0]
+        if len(full):
+            scores = self.scores[full, : int(self.count.max())]
+            self.floor[full] = torch.maximum(self.floor[full], _kth_largest(scores, self.k))
+        self.pending = 0
 
     def _compact(self) -> None:
         """Keep the best k of each query, sorted. Rows arrive in order, so a tie goes to the earlier place."""
@@ -301,8 +267,23 @@ def _at_least(narrow: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         narrow, threshold = narrow.view(torch.int16), threshold.view(torch.int16)
     groups = narrow.view(q, n // _GROUP, _GROUP)
     query, group = (groups.amax(2) >= threshold[:, None]).nonzero(as_tuple=True)
-    hit, column = (groups[query, group] >= threshold[query, None]).nonzero(as_tuple=True)
-    return query[hit], group[hit] * _GROUP + column
+    columns = groups.view(-1, _GROUP).index_select(0, query * groups.shape[1] + group)
+    hits = _where((columns >= threshold[query, None]).view(-1))
+    hit = hits // _GROUP
+    return query[hit], group[hit] * _GROUP + hits % _GROUP
+
+
+def _where(mask: Tensor) -> Tensor:
+    """Places of what is true in `mask` (n,); numpy is quicker where few are."""
+    return mask.nonzero()[:, 0] if mask.is_cuda else torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
+def _kth_largest(scores: Tensor, k: int) -> Tensor:
+    """(q,) of `scores` (q, n); numpy is twice as quick on a processor."""
+    if scores.is_cuda:
+        return scores.topk(k, dim=1).values[:, -1]
+    nth = scores.shape[1] - k
+    return torch.from_numpy(np.partition(scores.numpy(), nth, axis=1)[:, nth])
 
 
 def _position_within(query: Tensor) -> Tensor:

@@ -22,16 +22,17 @@ import torch
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.pool.blocks import take_rows
+from retrieve_or_generate.pool.exact import pair_scores
 from retrieve_or_generate.pool.filters import RowFilter
 from retrieve_or_generate.pool.layout import Modality, Pool, PoolShard
-from retrieve_or_generate.pool.nearest import Found, Nearest, pair_scores
+from retrieve_or_generate.pool.nearest import Found, Nearest
 from retrieve_or_generate.pool.scan_state import ScanState
 from retrieve_or_generate.store import content_key
 
 __all__ = ["Found", "pair_scores", "scan", "scan_pool"]
 
-_SAMPLE_ROWS = 16384
-_SURE = math.log(1e8)  # a guess fails with a probability of at most 1e-8 per query, if the sample is a fair one
+_SAMPLE_ROWS = 24576
+_SURE = math.log(1e7)  # a guess fails with a probability of at most 1e-7 per query, if the sample is a fair one
 _VERSION = 1  # part of the key of a pass: raise when the same pass finds other rows
 
 
@@ -80,19 +81,28 @@ def _guess(
 ) -> np.ndarray | None:
     """(q,) float32: scores that more than k of `rows` rows surpass, all but surely; None where a sample would say too little.
 
-    Were there fewer, a sample would hold on average at most `share` of them, and as many as `rank` with a probability below
-    e^(share − rank) (share / rank)^rank (Chernoff).
+    Were there fewer, a sample would hold on average at most `share` of them, and how many it holds would be spread less than
+    Poisson's numbers of that mean.
     """
     if rows < 4 * _SAMPLE_ROWS or xq.ndim != 2:
         return None
     share = k * _SAMPLE_ROWS / rows
-    rank = next(r for r in range(math.ceil(share) + 1, 10**9) if r * math.log(r / share) - r + share >= _SURE)
+    rank = next(r for r in range(math.ceil(share) + 1, 10**9) if _rarity(r, share) >= _SURE)
     if rank > _SAMPLE_ROWS // 4:
         return None
-    nearest = Nearest(xq, rank, device=device, block_rows=_SAMPLE_ROWS)
+    nearest = Nearest(xq, rank, device=device)
     nearest.add(take(np.linspace(0, rows - 1, _SAMPLE_ROWS).astype(np.int64)), 0)
     # The next number below, so that a score equal to it surpasses the guess.
     return np.nextafter(nearest.found()[0][:, -1], np.float32(-np.inf))
+
+
+def _rarity(least: int, mean: float) -> float:
+    """-ln of a bound on the probability that one of Poisson's numbers is at least `least`, which is above their mean.
+
+    Beyond `least` the probabilities fall faster than a geometric series.
+    """
+    first = least * math.log(mean) - mean - math.lgamma(least + 1)
+    return math.log1p(-mean / (least + 1)) - first
 
 
 def _taken(shards: Iterable[np.ndarray], sizes: Sequence[int], rows: np.ndarray) -> np.ndarray:
