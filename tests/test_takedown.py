@@ -390,7 +390,9 @@ def test_killed_anywhere_it_goes_on_to_the_same_end(hash: str, made: World, tmp_
     assert 40 < ends_alike(hash, range(1, 200), made, tmp_path) < 200
 
 
-@pytest.mark.parametrize("name", ["manifest.parquet", "candidates.parquet", "00000.tar", "image_set.json"])
+@pytest.mark.parametrize(
+    "name", ["manifest.parquet", "candidates.parquet", "00000.tar", "image_set.json", "candidates.json"]
+)
 def test_a_damaged_set_is_said_and_the_rest_done(name: str, world: World, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = world.runs / "other" / name
     damaged.write_bytes(damaged.read_bytes()[: -1200 if name.endswith(".tar") else -20])
@@ -421,11 +423,9 @@ def test_from_the_command_line(
     assert holders(world.folder / "runs", image(TAKEN)) == []
 
 
-@pytest.mark.parametrize(
-    ("hash", "message"), [("cat.jpg", "neither a URL nor an md5"), ("ab" * 20, "neither"), ("12345", "give the sha256")]
-)
-def test_what_is_no_hash(hash: str, message: str, world: World) -> None:
-    with pytest.raises(UsageError, match=message):
+@pytest.mark.parametrize("hash", ["cat.jpg", "ab" * 20, "12345", ""])
+def test_what_is_no_hash(hash: str, world: World) -> None:
+    with pytest.raises(UsageError, match=f"{hash!r}: give the sha256 .* or md5 .* of the image, or its URL"):
         taken(world, hash)
     with pytest.raises(UsageError, match="no such folder"):
         api.takedown("ab" * 32, (world.folder / "nowhere",))

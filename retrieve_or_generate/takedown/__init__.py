@@ -72,9 +72,13 @@ def takedown(hash: str, folders: Sequence[Path], pool: str | None = None, progre
 
 
 def _wanted(hash: str) -> Blocklist:
-    wanted = Blocklist.of([hash])
+    told = f"{hash!r}: give the sha256 (64 hex digits) or md5 (32) of the image, or its URL"
+    try:
+        wanted = Blocklist.of([hash])
+    except UsageError:
+        raise UsageError(told) from None
     if wanted.ids:
-        raise UsageError(f"{hash!r}: give the sha256 (64 hex digits) or md5 (32) of the image, or its URL")
+        raise UsageError(told)
     return wanted
 
 

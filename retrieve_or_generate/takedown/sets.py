@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from retrieve_or_generate.blocklist import Blocklist
+from retrieve_or_generate.errors import IntegrityError
 from retrieve_or_generate.image_set import (
     CANDIDATES,
     CANDIDATES_SEAL,
@@ -29,7 +30,7 @@ from retrieve_or_generate.image_set import (
     write_table,
 )
 from retrieve_or_generate.pool.tars import members, write_tar
-from retrieve_or_generate.store import locked, read_json, seal, write_bytes
+from retrieve_or_generate.store import locked, read_json, read_seal, seal, write_bytes
 from retrieve_or_generate.takedown.found import Found, md5_of
 from retrieve_or_generate.takedown.swap import settle, staging, swap
 
@@ -57,7 +58,7 @@ class SetFolder:
     @property
     def made_of(self) -> str:
         """sha256 of the manifest that the images were made of, "" where they were not."""
-        return str(read_json(self.folder / CANDIDATES_SEAL).get("config", {}).get("of", ""))
+        return str((read_seal(self.folder, CANDIDATES_SEAL, verify=False) or {}).get("config", {}).get("of", ""))
 
     @property
     def manifests(self) -> dict[str, Path]:
@@ -71,11 +72,14 @@ class SetFolder:
 
     @property
     def _manifest_sha(self) -> str:
-        return str(read_json(self.folder / SEAL)["files"][MANIFEST_TABLE]["sha256"])
+        record = read_seal(self.folder, SEAL, verify=False)
+        if not record or MANIFEST_TABLE not in record["files"]:
+            raise IntegrityError(f"{self.folder / SEAL}: not the record of an image set")
+        return str(record["files"][MANIFEST_TABLE]["sha256"])
 
     def check(self) -> None:
-        """Raise `IntegrityError` where the tables of contents cannot be read."""
-        _ = self.rows, self.manifests
+        """Raise `IntegrityError` where the tables of contents and the seals cannot be read."""
+        _ = self.rows, self.made_of, self.manifests
 
     def version(self, manifest: Path) -> ImageSet:
         """The set with that manifest. Its images may be gone."""
@@ -175,12 +179,19 @@ def find_sets(folders: Sequence[Path]) -> list[Path]:
     for place in sorted(place for place in places if not place.name.startswith(".")):
         with locked(place):
             settle(place)
-            if "unfinished" in read_json(place / CANDIDATES_SEAL):
+            if _is_unfinished(place):
                 for shard in place.glob("*.tar"):
                     shard.unlink()
             else:
                 finished.append(place)
     return finished
+
+
+def _is_unfinished(place: Path) -> bool:
+    try:
+        return "unfinished" in read_json(place / CANDIDATES_SEAL)
+    except IntegrityError:
+        return False  # nobody knows; `SetFolder.check` says so
 
 
 def affected_sets(sets: Sequence[SetFolder], shas: frozenset[str]) -> dict[SetFolder, frozenset[str]]:
