@@ -50,4 +50,8 @@ def embed(
 
     made = api.embed(source, out, model, device, jobs, batch_size, captions, images, precision, ProgressLine())
     told = {name: made[name] for name in ("rows", "dropped", "dim", "model")}
-    emit("{}: {rows} images of dimension {dim}, {dropped} dropped".format(out, **told), {"out": out, **told}, as_json)
+    text = "{}: {rows} images of dimension {dim}, {dropped} dropped".format(out, **told)
+    told["captions"] = any(name.startswith("text_emb/") for name in made["files"])
+    if not told["captions"]:
+        text += "; without embeddings of captions: search it with retrieve.modalities=[image]"
+    emit(text, {"out": out, **told}, as_json)

@@ -34,6 +34,7 @@ BEFORE_TAKEDOWN = "files_before_takedown"
 _SAMPLE_ROWS = 4096  # of a pool, whose norms are looked at on opening; 8 to 256 of each shard
 _CHECKSUM_BYTES = 2**30  # of a sealed pool that are read on opening; of a larger one only `rog verify` reads every byte
 _OPENERS = 16
+_NORM_ERROR = 0.01  # of float16 numbers; their rounding alone makes a tenth of it
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,15 @@ def _check(shard: PoolShard, sample: int) -> int:
 def _check_norms(path: Path, array: np.ndarray, sample: int) -> None:
     chosen = np.linspace(0, len(array) - 1, min(len(array), sample)).astype(int)
     norms = np.linalg.norm(np.asarray(array[chosen], np.float32), axis=1)
-    if not np.isfinite(norms).all() or np.abs(norms - 1).max() > 0.01:
-        raise IntegrityError(
-            f"{path}: rows are not of unit length (norms {norms.min():.3f} to {norms.max():.3f}); normalise them first"
-        )
+    if (told := wrong_norm(norms, chosen)) is not None:
+        raise IntegrityError(f"{path}: {told}; a pool holds rows of unit length")
+
+
+def wrong_norm(norms: np.ndarray, rows: np.ndarray) -> str | None:
+    """The first row that is not finite or not of unit length, in words, and how many there are; None where all are well."""
+    bad = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_ERROR))  # NaN compares false
+    if not len(bad):
+        return None
+    first = norms[bad[0]]
+    what = f"is of norm {first:.3f}, not of unit length" if np.isfinite(first) else "is not finite"
+    return f"row {rows[bad[0]]} {what} ({len(bad)} such rows of {len(norms)})"

@@ -15,11 +15,10 @@ import torch
 
 from retrieve_or_generate.errors import IntegrityError
 from retrieve_or_generate.pool.columns import ALIASES, read_columns
-from retrieve_or_generate.pool.layout import Pool, PoolShard
+from retrieve_or_generate.pool.layout import Pool, PoolShard, wrong_norm
 from retrieve_or_generate.pool.tars import image_members
 
 _BLOCK_ROWS = 16384
-_NORM_ERROR = 0.01  # of float16 numbers; their rounding alone makes a tenth of it
 _SHOWN = 5
 
 
@@ -68,14 +67,8 @@ def _wrong_embeddings(pool: Pool, shard: PoolShard) -> list[str]:
 
 
 def _wrong_row(embeddings: np.ndarray) -> str | None:
-    """The first row that is not finite or not of unit length, in words, and how many there are."""
     norms = np.concatenate([_norms(embeddings[at : at + _BLOCK_ROWS]) for at in range(0, len(embeddings), _BLOCK_ROWS)])
-    bad = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_ERROR))  # NaN compares false
-    if not len(bad):
-        return None
-    first = int(bad[0])
-    what = f"is of norm {norms[first]:.3f}, not of unit length" if np.isfinite(norms[first]) else "is not finite"
-    return f"row {first} {what} ({len(bad)} such rows of {len(norms)})"
+    return wrong_norm(norms, np.arange(len(norms)))
 
 
 def _norms(block: np.ndarray) -> np.ndarray:

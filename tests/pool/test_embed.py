@@ -327,6 +327,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (record["rows"], record["dropped"], record["dim"]) == (6, 0, load_clip("pocket").embed_dim)
     assert not (out / "images").exists()
+    assert not record["captions"]
     assert not (out / "text_emb").exists()
 
 
