@@ -357,7 +357,7 @@ def index_recall(
     xq = text_features(load_clip(opened.recipe.model, check_device(device)), asked)
     told = _named(progress, "exact search")
     recall = index.measure_recall(opened, searched, xq, k, nprobe, device=device, progress=told)
-    return {"recall_at_k": recall, "k": k, "queries": len(asked), "rows_found": own}
+    return {"recall_at_k": recall, "k": k, "queries": len(asked), "rows_found": own, "published": not opened.built}
 
 
 _ROWS_FOUND = 0.2  # of those asked for by their own embedding; with rows in another order next to none are

@@ -237,10 +237,16 @@ class ImageSetWriter(AbstractContextManager["ImageSetWriter"]):
 
 def candidates_record(folder: Path, key: str | None = None, verify: bool = True) -> dict[str, Any] | None:
     """What `finish` recorded, its files verified; None while the candidates are unfinished or made with another key."""
-    path = folder / CANDIDATES_SEAL
-    if not path.is_file() or "unfinished" in read_json(path):
-        return None
-    return read_seal(folder, CANDIDATES_SEAL, key, verify)
+    return None if is_unfinished(folder) else read_seal(folder, CANDIDATES_SEAL, key, verify)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether its candidates are begun, no more. What cannot be read is not: `read_seal` says what is wrong."""
+    try:
+        record = read_json(folder / CANDIDATES_SEAL)
+    except UsageError:
+        return False
+    return isinstance(record, dict) and "unfinished" in record
 
 
 def _counts_by_reason(manifest: pd.DataFrame, class_names: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -131,9 +131,12 @@ def read_seal(folder: Path, name: str, key: str | None = None, verify: bool = Tr
     path = folder / name
     if not path.is_file():
         return None
-    value = read_json(path)
+    try:
+        value = read_json(path)
+    except IntegrityError as error:
+        raise IntegrityError(f"{error}. Make {folder} anew") from error
     if not isinstance(value, dict) or not isinstance(value.get("files"), dict) or "key" not in value:
-        raise IntegrityError(f"{path}: not a seal (no key or file list)")
+        raise IntegrityError(f"{path}: not a seal (no key or file list). Make {folder} anew")
     if key is not None and value["key"] != key:
         return None
     if verify:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -221,6 +222,10 @@ def test_an_index_is_built_checked_and_searched(tmp_path: Path, capsys: pytest.C
     rows = told(capsys)["results"]
     assert len(rows) == 3
     assert rows[0]["similarity"] >= rows[2]["similarity"]
+    published = shutil.copytree(folder, tmp_path / "published")
+    (published / "index.json").unlink()
+    assert rog("index", "verify", str(published), "--pool", "pocket", "--recipe", "pocket", "-k", "10") == 0
+    assert f"{published}: readable (nobody recorded its checksums); 100% of" in capsys.readouterr().out
     (tmp_path / "index" / "populated.index").write_bytes(b"damaged")
     assert "populated.index" in refused(capsys, "index", "verify", folder, code=4)
 

@@ -244,6 +244,16 @@ def test_what_is_no_candidate_is_refused(tmp_path: Path) -> None:
             writer.add(key="x", label=0, caption="", origin={}, query="", image=None, reason="ugly")
 
 
+@pytest.mark.parametrize("text", ["{", "3", "[]", "null"])
+def test_a_damaged_record_of_the_candidates_is_named(tmp_path: Path, text: str) -> None:
+    with _writer(tmp_path) as writer:
+        _fill(writer)
+        writer.finish()
+    (tmp_path / CANDIDATES_SEAL).write_text(text)
+    with pytest.raises(IntegrityError, match=r"candidates.json: not .*\. Make .* anew"):
+        candidates_record(tmp_path)
+
+
 def test_a_missing_or_unfinished_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such image set"):
         load_image_set(tmp_path / "nowhere")

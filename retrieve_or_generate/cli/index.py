@@ -81,8 +81,9 @@ def verify(
     except IntegrityError as error:
         raise DamageFoundError(str(error)) from error
     over = "lines" if texts else "captions"
+    state = "readable (nobody recorded its checksums)" if found["published"] else "as recorded"
     text = (
-        f"{folder}: as recorded; {found['rows_found']:.0%} of its rows are found by their own embeddings; it finds "
+        f"{folder}: {state}; {found['rows_found']:.0%} of its rows are found by their own embeddings; it finds "
         f"{found['recall_at_k']:.1%} of the true {k} nearest, over {found['queries']} {over}"
     )
     emit(text, found, as_json)

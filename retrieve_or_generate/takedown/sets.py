@@ -24,6 +24,7 @@ from retrieve_or_generate.image_set import (
     ImageSet,
     ShardReader,
     candidates_record,
+    is_unfinished,
     load_image_set,
     read_table,
     seal_image_set,
@@ -179,19 +180,12 @@ def find_sets(folders: Sequence[Path]) -> list[Path]:
     for place in sorted(place for place in places if not place.name.startswith(".")):
         with locked(place):
             settle(place)
-            if _is_unfinished(place):
+            if is_unfinished(place):
                 for shard in place.glob("*.tar"):
                     shard.unlink()
             else:
                 finished.append(place)
     return finished
-
-
-def _is_unfinished(place: Path) -> bool:
-    try:
-        return "unfinished" in read_json(place / CANDIDATES_SEAL)
-    except IntegrityError:
-        return False  # nobody knows; `SetFolder.check` says so
 
 
 def affected_sets(sets: Sequence[SetFolder], shas: frozenset[str]) -> dict[SetFolder, frozenset[str]]:

@@ -100,7 +100,7 @@ def _poison(path: Path) -> None:
         ("img_emb/img_emb_0001.npy", _empty, "img_emb_0001.npy: not a whole npy file"),
         ("img_emb/img_emb_0001.npy", _shorten, "metadata_0001.parquet: 20 rows, but img_emb_0001.npy has 19"),
         ("img_emb/img_emb_0000.npy", _scale, r"img_emb_0000.npy: row 0 is of norm 3\.00\d, not of unit"),
-        ("img_emb/img_emb_0000.npy", _poison, r"img_emb_0000.npy: row 0 is not finite \(1 such rows of 30\\)"),
+        ("img_emb/img_emb_0000.npy", _poison, r"img_emb_0000.npy: row 0 is not finite \(1 such rows of 30\)"),
         ("metadata/metadata_0000.parquet", _truncate, "metadata_0000.parquet: not a whole parquet file"),
         ("metadata/metadata_0000.parquet", Path.unlink, "metadata_0000.parquet: missing"),
     ],
