@@ -61,7 +61,7 @@ def _digest_keys(digits: int, values: pa.ChunkedArray) -> Keys:
 
 
 def _url_keys(values: pa.ChunkedArray) -> Keys:
-    urls = values.to_pylist()
+    urls = values.cast(pa.string()).to_pylist()
     keys = [mmh3.hash64(spelled(url).encode(), signed=False)[0] if url else 0 for url in urls]
     return np.array(keys, np.uint64), np.array([bool(url) for url in urls], bool)
 

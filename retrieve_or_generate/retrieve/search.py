@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from retrieve_or_generate.blocklist import Blocklist
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.executors import core_count
 from retrieve_or_generate.experiment import RetrieveSettings, RowSettings
@@ -80,7 +81,7 @@ class Search:
         rows = row_filter(self.pool, self.settings.rows) if self.pool else None
         told |= {"engine": [self.engine.name, self.engine.identity], "rows": rows.fingerprint if rows else None}
         if told["download"]["blocklist"] is not None:
-            told["download"]["blocklist"] = _content(told["download"]["blocklist"])
+            told["download"]["blocklist"] = sha256_of(Path(told["download"]["blocklist"]))
         return told
 
     def key(self, task: Task, part: str) -> str:
@@ -117,6 +118,7 @@ def open_search(
         clip = load_clip(str(settings.model), str(clip.device))
     queries = sum(len(task.class_names) * _per_class(task, settings) for task in tasks)
     _check(pool, clip, settings)
+    _check_blocklist(settings.download.blocklist)
     engine = engine or choose_engine(pool, settings, queries, index_folder, str(clip.device))
     return Search(pool, clip, settings, engine)
 
@@ -136,7 +138,8 @@ def _check(pool: Pool | None, clip: Clip, settings: RetrieveSettings) -> None:
     if settings.fetch == "shards" and any(shard.images is None for shard in pool.shards):
         raise UsageError(f"{pool.folder}: no images/ shards; set retrieve.fetch=http to download them")
     for modality in settings.modalities:
-        pool.embeddings(pool.shards[0], modality)
+        for shard in pool.shards:
+            pool.embeddings(shard, modality)
     return None
 
 
@@ -156,10 +159,11 @@ def _check_service(settings: RetrieveSettings) -> None:
         )
 
 
-def _content(path: str) -> str:
-    if not Path(path).is_file():
-        raise UsageError(f"{path}: no such file, but retrieve.download.blocklist names it")
-    return sha256_of(Path(path))
+def _check_blocklist(listed: str | None) -> None:
+    """Read it: what is wrong with it is said before the search, not after."""
+    if listed is not None and not Path(listed).is_file():
+        raise UsageError(f"{listed}: no such file, but retrieve.download.blocklist names it")
+    Blocklist.load(Path(listed) if listed else None)
 
 
 def read_found(search: Search, task: Task, folder: Path) -> Found | None:

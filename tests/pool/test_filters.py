@@ -137,6 +137,12 @@ def test_a_column_of_a_parquet_list_can_be_named(tmp_path: Path) -> None:
     assert rows_of("#any") == [3]
 
 
+def test_a_list_of_urls_that_are_numbers(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path / "pool", {"url": ["7", *URLS[:2]]})
+    pq.write_table(pa.table({"url": [7, 8]}), tmp_path / "list.parquet")
+    assert kept(RowFilter(pool, RowSettings(allow=(str(tmp_path / "list.parquet"),))), pool) == [True, False, False]
+
+
 def test_a_row_without_an_identity_is_not_listed(tmp_path: Path) -> None:
     pool = pool_of(tmp_path / "pool", {"url": URLS[:3], "md5": [md5("a"), None, "not a hash"]})
     path = listed(tmp_path / "list.txt", md5("a"), "0" * 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from handmade import CAPTIONS, CLIP, QUERIES, ROWS, TASK, Wordless, text_feature
 from test_remote import Service, serving
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
-from retrieve_or_generate.experiment import RetrieveSettings, RowSettings
+from retrieve_or_generate.experiment import DownloadSettings, RetrieveSettings, RowSettings
 from retrieve_or_generate.pool import planner
 from retrieve_or_generate.pool.layout import Pool
 from retrieve_or_generate.progress import Bytes
@@ -122,6 +123,18 @@ def test_lists_count_by_what_they_hold_not_by_where_they_lie(pool: Pool, tmp_pat
         open_search(pool, CLIP, BOTH.model_copy(update={"rows": RowSettings(block=("gone.txt",))}), [TASK]).key(
             TASK, "neighbours"
         )
+
+
+def test_what_a_search_will_need_is_looked_at_before_it_begins(pool: Pool, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("no entry\n")
+    for path, message in ((tmp_path / "gone.txt", "no such file"), (tmp_path / "list.txt", "line 1: .* neither a URL")):
+        download = DownloadSettings(blocklist=str(path))
+        with pytest.raises(UsageError, match=message):
+            open_search(pool, CLIP, BOTH.model_copy(update={"download": download}), [TASK])
+    last = dataclasses.replace(pool.shards[-1], text_embeddings=None)
+    half = dataclasses.replace(pool, shards=(*pool.shards[:-1], last))
+    with pytest.raises(UsageError, match="no text_emb/"):
+        open_search(half, CLIP, BOTH, [TASK])
 
 
 def test_the_planner_chooses_and_its_choice_is_kept(
