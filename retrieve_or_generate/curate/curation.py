@@ -203,24 +203,23 @@ def _leave_out(
     new = [label for label in short if names[label] not in excluded]
     left_out = sorted({*new, *(names.index(name) for name in excluded)})
     if new and (settings.on_short_class == "error" or len(left_out) == len(names)):
-        write_table(folder / MANIFEST_TABLE, _manifest(table, described, reasons, np.full(len(reasons), -1, np.int64)))
-        raise UsageError(_too_small(folder, task, described, reasons, settings, new))
+        manifest = _manifest(table, described, reasons, np.full(len(reasons), -1, np.int64))
+        write_table(folder / MANIFEST_TABLE, manifest)
+        raise UsageError(_too_small(folder, task, manifest, settings, new))
     reasons[(reasons == "") & np.isin(described.labels, left_out)] = "short_class"
     return [names[label] for label in left_out]
 
 
-def _too_small(
-    folder: Path, task: Task, described: Described, reasons: np.ndarray, settings: CurateSettings, short: list[int]
-) -> str:
+def _too_small(folder: Path, task: Task, manifest: pa.Table, settings: CurateSettings, short: list[int]) -> str:
     """Which classes are too small, and what to do."""
+    labels, reasons = manifest["label"].to_numpy(), np.array(manifest["reason"].to_pylist(), str)
     told = []
     for label in short[:_SHOWN]:
-        mine = reasons[described.labels == label]
+        mine = reasons[labels == label]
         why, counts = np.unique(mine[mine != ""], return_counts=True)
         gone = ", ".join(f"{count} {reason}" for reason, count in zip(why.tolist(), counts.tolist(), strict=True))
-        told.append(
-            f"{task.class_names[label]!r} keeps {(mine == '').sum()} of {len(mine)} images" + f" ({gone})" * bool(gone)
-        )
+        kept = f"{task.class_names[label]!r} keeps {(mine == '').sum()} of {len(mine)} candidates"
+        told.append(kept + f" ({gone})" * bool(gone))
     more = f" and {len(short) - _SHOWN} more classes" if len(short) > _SHOWN else ""
     way_out = (
         ", keep more of them, or leave such classes out, for every source, with curate.on_short_class=exclude"

@@ -29,8 +29,10 @@ def clip() -> Clip:
     return load_clip("pocket")
 
 
-def _write(folder: Path, task: Task, per_class: Sequence[int], source: str = "retrieved") -> Path:
-    """The first training images of each class, as many as `per_class` says."""
+def _write(
+    folder: Path, task: Task, per_class: Sequence[int], source: str = "retrieved", dead: Sequence[int] = ()
+) -> Path:
+    """The first training images of each class, as many as `per_class` says, and a dead link of each class in `dead`."""
     train = task.split("train")
     with ImageSetWriter(
         folder, task=task.name, source=source, key="k", class_names=task.class_names, config={}
@@ -38,6 +40,8 @@ def _write(folder: Path, task: Task, per_class: Sequence[int], source: str = "re
         for label, count in enumerate(per_class):
             for row in np.flatnonzero(train.labels == label)[:count].tolist():
                 writer.add(key=f"i{row:04d}", label=label, caption="", origin={}, query="", image=train.images[row])
+        for label in dead:
+            writer.add(key=f"x{label}", label=label, caption="", origin={}, query="", image=None, reason="dead_link")
         writer.finish()
     return folder
 
@@ -91,15 +95,18 @@ def test_training_images_are_contamination_when_they_are_said_to_be(six: Path, t
 def test_a_class_that_ends_too_small_is_an_error_that_says_why(tmp_path: Path, task: Task, clip: Clip) -> None:
     counts = [PER_CLASS] * len(task.class_names)
     counts[2], counts[5] = 0, 2
-    folder = _write(tmp_path / "set", task, counts)
+    folder = _write(tmp_path / "set", task, counts, dead=[2])
     two, five = task.class_names[2], task.class_names[5]
-    words = rf"{two!r} keeps 0 of 0 images; {five!r} keeps 1 of 2 images \(1 clip_score\), under .*least_per_class=2"
+    words = (
+        rf"{two!r} keeps 0 of 1 candidates \(1 dead_link\); {five!r} keeps 1 of 2 candidates \(1 clip_score\), "
+        "under .*least_per_class=2"
+    )
     with pytest.raises(UsageError, match=words) as caught:
         _curate(folder, task, clip, keep_fraction=0.5, least_per_class=2)
     assert "curate.on_short_class=exclude" in str(caught.value)
     assert not (folder / SEAL).exists()
     assert (read_table(folder / MANIFEST_TABLE).to_pandas()["reason"] == "clip_score").sum() > 0
-    with pytest.raises(UsageError, match=rf"{two!r} keeps 0 of 0 images, under"):
+    with pytest.raises(UsageError, match=rf"{two!r} keeps 0 of 1 candidates \(1 dead_link\), under"):
         _curate(folder, task, clip, keep_fraction=0.5)
 
 
