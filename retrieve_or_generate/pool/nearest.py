@@ -178,8 +178,9 @@ class _Best:
     def update(self, block: _Block, rows: Tensor) -> None:
         query, column = self._candidates(block)
         scores = self.exact(block.vectors, block.norm, query, column)
-        beats = scores > self.floor[query]  # an equal score loses: its row number is larger
-        self._add(query[beats], rows[column[beats]], scores[beats])
+        # An equal score loses: its row number is larger.
+        beats = _where(scores > self.floor.index_select(0, query))
+        self._add(*_taken(beats, query, rows.index_select(0, column), scores))
 
     def _margin(self, block: _Block) -> Tensor:
         """(q,) float64: how far a narrow product may lie from the true one, before it is rounded for output.
@@ -200,8 +201,8 @@ class _Best:
         # Rounding is monotone: a true score ≥ floor has a product that rounds to at least this.
         threshold = (floor - margin).to(narrow.dtype)
         query, column = _at_least(narrow, threshold)
-        real = column < block.count
-        return query[real], column[real]
+        query, column = _taken(_where(column < block.count), query, column)
+        return query, column
 
     def _floor_of(self, narrow: Tensor, margin: Tensor) -> Tensor:
         """(q,) float64: k rows of the block alone score at least this."""
@@ -213,19 +214,24 @@ class _Best:
 
     def _add(self, query: Tensor, rows: Tensor, scores: Tensor) -> None:
         """Append pairs ordered by query; make room where a query's buffer is full."""
+        room = self.scores.shape[1]
         while len(query):
-            place = self.count[query] + _position_within(query)
-            fits = place < 2 * self.k
-            self.scores[query[fits], place[fits]] = scores[fits]
-            self.rows[query[fits], place[fits]] = rows[fits]
-            self.count += torch.bincount(query[fits], minlength=self.queries)
-            self.pending += int(fits.sum())
-            if not fits.all():
-                self._compact()
-            elif _REFRESH * self.pending > self.k * self.queries:
-                self._raise_floor()
-            left = ~fits & (scores > self.floor[query])
-            query, rows, scores = query[left], rows[left], scores[left]
+            new = torch.bincount(query, minlength=self.queries)
+            start = self.count - (new.cumsum(0) - new)
+            place = torch.arange(len(query), device=self.device) + start.index_select(0, query)
+            fits = _where(place < room)
+            at, more_rows, more_scores = _taken(fits, place + query * room, rows, scores)
+            self.scores.view(-1)[at] = more_scores
+            self.rows.view(-1)[at] = more_rows
+            self.count = (self.count + new).clamp_(max=room)
+            self.pending += len(fits)
+            if len(fits) == len(query):
+                break
+            self._compact()
+            left = _where((place >= room) & (scores > self.floor.index_select(0, query)))
+            query, rows, scores = _taken(left, query, rows, scores)
+        if _REFRESH * self.pending > self.k * self.queries:
+            self._raise_floor()
 
     def _raise_floor(self) -> None:
         """To the k-th best score of every query that has as many."""
@@ -269,13 +275,18 @@ def _at_least(narrow: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     query, group = (groups.amax(2) >= threshold[:, None]).nonzero(as_tuple=True)
     columns = groups.view(-1, _GROUP).index_select(0, query * groups.shape[1] + group)
     hits = _where((columns >= threshold[query, None]).view(-1))
-    hit = hits // _GROUP
-    return query[hit], group[hit] * _GROUP + hits % _GROUP
+    query, group = _taken(hits // _GROUP, query, group)
+    return query, group * _GROUP + hits % _GROUP
 
 
 def _where(mask: Tensor) -> Tensor:
     """Places of what is true in `mask` (n,); numpy is quicker where few are."""
     return mask.nonzero()[:, 0] if mask.is_cuda else torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
+def _taken(places: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """(n,) of each of `values` at `places` (n,)."""
+    return tuple(one.index_select(0, places) for one in values)
 
 
 def _kth_largest(scores: Tensor, k: int) -> Tensor:
@@ -284,13 +295,6 @@ def _kth_largest(scores: Tensor, k: int) -> Tensor:
         return scores.topk(k, dim=1).values[:, -1]
     nth = scores.shape[1] - k
     return torch.from_numpy(np.partition(scores.numpy(), nth, axis=1)[:, nth])
-
-
-def _position_within(query: Tensor) -> Tensor:
-    """0, 1, 2, … within each run of equal numbers."""
-    _, runs = torch.unique_consecutive(query, return_counts=True)
-    starts = runs.cumsum(0) - runs
-    return torch.arange(len(query), device=query.device) - starts.repeat_interleave(runs)
 
 
 def _sortable(scores: Tensor) -> Tensor:
