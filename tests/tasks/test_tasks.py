@@ -11,6 +11,7 @@ import pytest
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.pixels import decode_all
+from retrieve_or_generate.pocket.places import task_place
 from retrieve_or_generate.tasks import SPLITS, Task, load_task, task_names
 
 
@@ -110,12 +111,12 @@ def test_an_image_without_label(folder: Path, tmp_path: Path) -> None:
         opened(folder).split("val")
 
 
-def test_a_changed_byte_of_a_named_task_is_seen() -> None:
-    path = load_task("textures").folder / "val/0.tar"
-    whole = path.read_bytes()
-    try:
-        path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
-        with pytest.raises(IntegrityError, match=r"val/0.tar: its bytes changed"):
-            load_task("textures")
-    finally:
-        path.write_bytes(whole)
+def test_a_changed_byte_of_a_named_task_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = load_task("textures").folder
+    monkeypatch.setenv("ROG_CACHE", str(tmp_path))
+    path = shutil.copytree(folder, task_place("textures")) / "val/0.tar"
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"val/0.tar: its bytes changed"):
+        load_task("textures")
