@@ -1,8 +1,8 @@
 """Rebuilds the pocket weights from nothing: `python -m retrieve_or_generate.pocket.train --out FOLDER`.
 
 Reads nothing but the pool that this package draws. Writes `FOLDER/clip` (open_clip) and `FOLDER/stable-diffusion` (diffusers), and
-while it works `FOLDER/generator.pt`, from which a stopped training goes on, and `FOLDER/samples.png`. Two cores need about two
-hours; docs/pocket.md has the minutes and the final numbers.
+while it works `FOLDER/generator.pt`, from which a stopped training goes on, and `FOLDER/samples.png`. One core needs about two and a
+half hours; docs/pocket.md has the minutes and the final numbers.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument(
         "--clip-epochs", type=int, default=6, help="passes of the pocket CLIP over the pool (default 6)"
     )
-    parser.add_argument("--generator-steps", type=int, default=6160, help="updates of 64 images (default 6160)")
+    parser.add_argument("--generator-steps", type=int, default=15700, help="updates of 64 images (default 15700)")
     parser.add_argument("--every", type=int, default=1000, help="updates between checkpoints (default 1000)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     arguments = parser.parse_args()
