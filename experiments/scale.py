@@ -18,7 +18,7 @@ EMBEDDINGS = ROWS * 768 * 2  # bytes, float16
 CAPTIONS = ROWS * 60  # bytes of text
 
 VERIFY_BYTES = 336e6  # per core-second: rog verify on hard-linked shards of 400 rows, loaded machine
-SCAN_PAIRS = 1e6 * 1000 / 12.6  # rows × queries per core-second: experiments/benchmarks/scan.py
+SCAN_PAIRS = 1e6 * 1000 / 12.2  # rows × queries per core-second: experiments/benchmarks/scan.py
 MATCH_CAPTIONS = 2.7e6  # per core-second, from parquet, hyperscan, 998 names
 FETCH_IMAGES = 300  # per core-second: fetched from loopback, checked and decoded, JPEGs of 67 kB
 EMBED_IMAGES = 8.1  # per core-second: ViT-B/32 on a CPU, experiments/benchmarks/embed.py

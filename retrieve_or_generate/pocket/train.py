@@ -1,8 +1,8 @@
 """Rebuilds the pocket weights from nothing: `python -m retrieve_or_generate.pocket.train --out FOLDER`.
 
 Reads nothing but the pool that this package draws. Writes `FOLDER/clip` (open_clip) and `FOLDER/stable-diffusion` (diffusers), and
-while it works `FOLDER/generator.pt`, from which a stopped training goes on, and `FOLDER/samples.png`. One core needs about two and a
-half hours; docs/pocket.md has the minutes and the final numbers.
+while it works `FOLDER/generator.pt`, from which a stopped training goes on, and `FOLDER/samples.png`. One core needs two and a half
+hours or so; docs/pocket.md has the minutes and the final numbers.
 """
 
 from __future__ import annotations
