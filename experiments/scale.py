@@ -4,7 +4,7 @@
     python experiments/scale.py --boxes 10 --cores 64 --disk 3 --dollars-per-core-hour 0.05
 
 Prints the tables of docs/scale.md. A stage takes the longer of its arithmetic, spread over all cores, and its reading, spread over
-the boxes' disks (or, for a download, their network). Rates are per core; where each comes from stands beside it. Memory is per
+the boxes' disks (or, for a download, their network). Rates are per core; docs/scale.md says where each comes from. Memory is per
 process. Nothing here was run at this size.
 """
 

@@ -226,7 +226,7 @@ def _serve(prepare: Callable[[], Work[P, R]], pipe: Connection, environment: dic
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Downloads run in processes of its own, forbidden by multiprocessing to a child that ends with its parent. Ours watch for that.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     work: Work[P, R] | None = None
     _listener.set(_Teller(pipe))
     with suppress(EOFError, BrokenPipeError):
@@ -254,8 +254,8 @@ class _Teller:
             self._pipe.send(_Told(what, done, total))
 
 
-def _end_with_parent() -> None:
-    """A killed parent cannot end its workers, so each watches for that itself."""
+def end_with_parent() -> None:
+    """End this process as soon as its parent has ended: a killed parent cannot end its workers, so each watches in a thread."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -77,6 +79,15 @@ def durable_file(path: Path) -> Iterator[Path]:
 def write_bytes(path: Path, data: bytes) -> None:
     with durable_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_tar(path: Path, named: Iterable[tuple[str, bytes]]) -> None:
+    """A tar of named bytes, written as they come; equal members give equal files (no owner, no time)."""
+    with durable_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in named:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -31,8 +31,7 @@ from retrieve_or_generate.image_set import (
 )
 from retrieve_or_generate.pixels import encode_jpeg
 from retrieve_or_generate.pool.layout import open_pool
-from retrieve_or_generate.pool.tars import write_tar
-from retrieve_or_generate.store import read_json, seal, write_json
+from retrieve_or_generate.store import read_json, seal, write_json, write_tar
 from retrieve_or_generate.takedown import Takedown, takedown
 
 CLASSES = ("one", "two")

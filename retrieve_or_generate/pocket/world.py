@@ -9,8 +9,6 @@ Both are sealed last (`pool.json`, `task.json`) with the checksum of every file.
 from __future__ import annotations
 
 import hashlib
-import io
-import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +23,7 @@ from retrieve_or_generate.models import Clip, image_features, load_clip, text_fe
 from retrieve_or_generate.pocket import captions
 from retrieve_or_generate.pocket.pictures import SPLITS, PoolRow, decode, evaluation_split, pool_rows
 from retrieve_or_generate.pocket.places import FORMAT, POOL_SEAL, SEED_STUDY, TASK_SEAL, pool_place, task_place
-from retrieve_or_generate.store import content_key, durable_file, locked, remove_leftovers, seal, write_bytes
+from retrieve_or_generate.store import content_key, durable_file, locked, remove_leftovers, seal, write_bytes, write_tar
 
 _SHARD_ROWS = 5000
 
@@ -58,15 +56,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """A tar of named bytes; equal members give equal files (no owner, no time)."""
-    with durable_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:

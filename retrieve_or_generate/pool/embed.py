@@ -28,7 +28,6 @@ from retrieve_or_generate.pool.columns import row_hash
 from retrieve_or_generate.pool.encode import PRECISIONS, Encoder, Picture, decoded_batches, each_once
 from retrieve_or_generate.pool.layout import UNFINISHED
 from retrieve_or_generate.pool.sources import SourceShard, find_source
-from retrieve_or_generate.pool.tars import write_tar
 from retrieve_or_generate.store import (
     TEMPORARY_PREFIX,
     content_key,
@@ -39,6 +38,7 @@ from retrieve_or_generate.store import (
     remove_leftovers,
     seal,
     write_json,
+    write_tar,
 )
 
 SHARD_BYTES = 4 * 2**30

@@ -1,4 +1,4 @@
-"""Webdataset shards: which bytes of a tar are which member, and writing one that depends on nothing but its members.
+"""Webdataset shards: which bytes of a tar are which member.
 
 Headers of plain members are read directly, a tenth of what tarfile takes; a tar that holds anything else (long names, pax records)
 is left to tarfile.
@@ -6,17 +6,15 @@ is left to tarfile.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from retrieve_or_generate.errors import IntegrityError
-from retrieve_or_generate.store import durable_file
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _BLOCK = 512
@@ -90,12 +88,3 @@ def image_members(path: Path) -> dict[str, Member]:
     """The images of a webdataset shard by key."""
     named = ((sample_key(member.name), member) for member in members(path))
     return {key: member for (key, suffix), member in named if suffix in IMAGE_SUFFIXES}
-
-
-def write_tar(path: Path, named: Iterable[tuple[str, bytes]]) -> None:
-    """A tar of named bytes, written as they come; equal members give equal files (no owner, no time)."""
-    with durable_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in named:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))

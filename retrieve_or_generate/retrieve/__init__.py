@@ -8,7 +8,6 @@ downloaded anew from their URLs; either way the same bytes give the same set. Wh
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -214,12 +213,7 @@ def _from_shards(pool: Pool, rows: pa.Table, blocklist: Blocklist) -> Iterator[I
 
 
 def _is_blocked(blocklist: Blocklist, row: dict[str, Any], image: bytes | None) -> bool:
-    sums = (hashlib.sha256(image).hexdigest(), _md5(image)) if image else (None, None)
-    return blocklist.blocks(url=row["url"], id=row["hash"], sha256=sums[0], md5=sums[1])
-
-
-def _md5(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return blocklist.blocks(url=row["url"], id=row["hash"]) or (image is not None and blocklist.blocks_bytes(image))
 
 
 def _from_web(

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 import re
 import sys
 import threading
@@ -21,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -30,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieve_or_generate.blocklist import Blocklist
+from retrieve_or_generate.executors import end_with_parent
 from retrieve_or_generate.experiment import DownloadSettings
 from retrieve_or_generate.pixels import UndecodableImage, decode
 from retrieve_or_generate.retrieve.guard import DownloadPolicy, GuardedOpener, Refused, Session, check_url
@@ -79,7 +78,7 @@ def serve(pipe: Connection, policy: DownloadPolicy, blocklist: Blocklist) -> Non
     A beat is ("beat", row), the row whose image is looked at next, −1 while fetching. The opener is set for the whole process, so
     it has to be one of its own.
     """
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     sys.modules["torch"] = None  # type: ignore[assignment]  # webdataset would load it, and does as well without
     sys.modules |= {name: ModuleType(name) for name in _UNUSED}
     lock, session = threading.Lock(), Session(policy, blocklist)
@@ -97,14 +96,6 @@ def serve(pipe: Connection, policy: DownloadPolicy, blocklist: Blocklist) -> Non
                 tell("done")
             except Exception as error:  # no room, above all: the parent says it in one line
                 tell("error", f"{type(error).__name__}: {error}")
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot end its worker, so the worker watches for that."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 def _refusal(row: dict[str, Any], blocklist: Blocklist) -> str:

@@ -14,9 +14,9 @@ from retrieve_or_generate.blocklist import Blocklist
 from retrieve_or_generate.pocket.places import POOL_SEAL, pool_place
 from retrieve_or_generate.pool.layout import BEFORE_TAKEDOWN, Pool, open_pool
 from retrieve_or_generate.pool.parts import find_parts
-from retrieve_or_generate.pool.tars import IMAGE_SUFFIXES, Member, image_members, members, sample_key, write_tar
+from retrieve_or_generate.pool.tars import IMAGE_SUFFIXES, Member, image_members, members, sample_key
 from retrieve_or_generate.progress import Progress
-from retrieve_or_generate.store import locked, read_json, sha256_of, write_json
+from retrieve_or_generate.store import locked, read_json, sha256_of, write_json, write_tar
 from retrieve_or_generate.takedown.found import Found
 from retrieve_or_generate.takedown.swap import settle, staging, swap
 

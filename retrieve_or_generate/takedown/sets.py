@@ -30,8 +30,8 @@ from retrieve_or_generate.image_set import (
     seal_image_set,
     write_table,
 )
-from retrieve_or_generate.pool.tars import members, write_tar
-from retrieve_or_generate.store import locked, read_json, read_seal, seal, write_bytes
+from retrieve_or_generate.pool.tars import members
+from retrieve_or_generate.store import locked, read_json, read_seal, seal, write_bytes, write_tar
 from retrieve_or_generate.takedown.found import Found, md5_of
 from retrieve_or_generate.takedown.swap import settle, staging, swap
 

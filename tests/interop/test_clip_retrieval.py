@@ -21,8 +21,8 @@ from retrieve_or_generate.pool.index import measure_recall, open_index, search_i
 from retrieve_or_generate.pool.layout import Modality, Pool, open_pool
 from retrieve_or_generate.pool.recipe import IndexRecipe
 from retrieve_or_generate.pool.scan import scan
-from retrieve_or_generate.pool.tars import write_tar
 from retrieve_or_generate.retrieve.remote import Neighbour, ServicePolicy, query_service, service_indexes
+from retrieve_or_generate.store import write_tar
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(1800)]  # each start of the other tool takes half a minute
 POLICY = ServicePolicy(timeout_seconds=120)

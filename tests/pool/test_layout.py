@@ -16,8 +16,8 @@ from retrieve_or_generate.pool import layout
 from retrieve_or_generate.pool.columns import read_columns
 from retrieve_or_generate.pool.layout import Pool, open_pool
 from retrieve_or_generate.pool.parts import open_embeddings
-from retrieve_or_generate.pool.tars import members, write_tar
-from retrieve_or_generate.store import seal
+from retrieve_or_generate.pool.tars import members
+from retrieve_or_generate.store import seal, write_tar
 
 
 def make_pool(folder: Path, rows: tuple[int, ...] = (30, 20), dim: int = 8, digits: int = 4) -> Path:

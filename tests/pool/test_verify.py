@@ -13,8 +13,8 @@ from retrieve_or_generate import api
 from retrieve_or_generate.cli import main
 from retrieve_or_generate.errors import IntegrityError
 from retrieve_or_generate.pool.layout import open_pool
-from retrieve_or_generate.pool.tars import write_tar
 from retrieve_or_generate.pool.verify import verify_pool
+from retrieve_or_generate.store import write_tar
 
 
 def make_pool(folder: Path, rows: tuple[int, ...] = (600, 500), dim: int = 8) -> Path:

@@ -28,10 +28,11 @@ from retrieve_or_generate.image_set import ImageSet
 from retrieve_or_generate.models import Clip, image_features, load_clip, text_features
 from retrieve_or_generate.pixels import decode_all
 from retrieve_or_generate.pocket.pictures import evaluation_split
-from retrieve_or_generate.pocket.world import planted, write_tar
+from retrieve_or_generate.pocket.world import planted
 from retrieve_or_generate.pool.layout import Pool, open_pool
 from retrieve_or_generate.retrieve import retrieve
 from retrieve_or_generate.retrieve.guard import DownloadPolicy
+from retrieve_or_generate.store import write_tar
 from retrieve_or_generate.tasks import Task, load_task
 
 SEARCH = RetrieveSettings(k=12, modalities=("image", "text"), strategy="both")
