@@ -1,8 +1,4 @@
-"""The one typed experiment file: YAML in, frozen models out. Unknown keys are refused with the nearest name.
-
-A stage takes the part that is its own (`RetrieveSettings`, `CurateSettings`, …), never the whole. What identifies a result goes
-into its content key through `model_dump`; machines, paths and progress never stand here.
-"""
+"""The one typed experiment file: YAML in, frozen models out. Unknown keys are refused with the nearest name."""
 
 from __future__ import annotations
 
@@ -11,211 +7,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.settings import (
+    CurateSettings,
+    FinetuneSettings,
+    PerturbSettings,
+    ProbeSettings,
+    RetrieveSettings,
+    Settings,
+    SynthesizeSettings,
+)
 
 Source = Literal["none", "retrieved", "synthetic", "perturbed"]
-Strength = Annotated[float, Field(ge=0, le=1)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
-class Settings(BaseModel):
-    """Base of every part: immutable, strict about keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class RowSettings(Settings):
-    """Which rows of a pool a search may find; all of them by default."""
-
-    punsafe_below: float | None = Field(None, ge=0, le=1, description="only rows whose predicted unsafety is lower")
-    similarity_from: float | None = Field(
-        None, ge=-1, le=1, description="only rows whose recorded similarity is as high"
-    )
-    least_side: int = Field(0, ge=0, description="only rows whose recorded width and height are as large, in pixels")
-    allow: tuple[str, ...] = Field(
-        (),
-        description="only these rows: files or folders of ids, md5 or sha256 hashes or URLs; FILE#COLUMN of a parquet",
-    )
-    block: tuple[str, ...] = Field((), description="none of these rows: files or folders as for allow")
-
-
-class DownloadSettings(Settings):
-    """What decides which downloaded images are used (fetch: http)."""
-
-    least_success: float = Field(
-        0.1, ge=0, le=1, description="share of the URLs that must give an image, else exit code 3"
-    )
-    max_bytes: int = Field(20_000_000, ge=1, description="largest file that is read")
-    least_pixels: int = Field(
-        256, ge=1, description="smallest width × height that is used: trackers and spacers have fewer"
-    )
-    most_pixels: int = Field(2**26, ge=1, le=2**26, description="largest width × height that is decoded")
-    unverified: Literal["keep", "drop"] = Field("keep", description="images for which the pool records no hash")
-    placeholder_urls: int = Field(
-        10, ge=2, description="one image under so many URLs is a placeholder, not the picture"
-    )
-    blocklist: str | None = Field(None, description="file of URLs, hashes or ids that are never asked for")
-
-
-class ServiceSettings(Settings):
-    """A clip-retrieval service that searches in our place. What it would add of its own is off."""
-
-    url: str | None = Field(None, description="its address, such as http://127.0.0.1:1234")
-    index: str | None = Field(None, description="one of its indexes, where it has several")
-    aesthetic: tuple[Annotated[int, Field(ge=0, le=9)], float] | None = Field(
-        None, description="bend queries towards a rating, with a weight"
-    )
-    deduplicate: bool = Field(False, description="the service leaves out near copies")
-    safety: bool = Field(False, description="the service leaves out what its safety model flags")
-    violence: bool = Field(False, description="the service leaves out what its violence detector flags")
-
-
-class RetrieveSettings(Settings):
-    """How a pool is searched for a task's classes."""
-
-    model: str | None = Field(None, description="CLIP that embedded the pool; null: the experiment's model")
-    strategy: Literal["semantic", "substring", "both"] = Field(
-        "semantic", description="search embeddings, captions, or both"
-    )
-    modalities: tuple[Literal["image", "text"], ...] = Field(
-        ("text",), min_length=1, description="text→image and/or text→caption search; what either finds is taken"
-    )
-    k: int = Field(300, ge=1, description="neighbours per query")
-    templates: tuple[str, ...] | Literal["imagenet"] | None = Field(
-        None, description="queries around each class name ({} is the name); imagenet: CLIP's 80; null: the task's own"
-    )
-    examples_per_class: int = Field(0, ge=0, description="training images of each class that are queries, too")
-    engine: Literal["auto", "scan", "index", "remote"] = Field(
-        "scan", description="exact streaming scan, FAISS index, whichever the planner says, or a service"
-    )
-    index: str = Field(
-        "pocket", description="recipe in indexes/, its file, or the folder of an index (engine: index, auto)"
-    )
-    service: ServiceSettings = Field(ServiceSettings(), description="the service (engine: remote); its URL is enough")
-    caption_semantics: Literal["substring", "token", "word"] = Field(
-        "substring", description="what counts as a caption match"
-    )
-    candidates_per_class: int = Field(84, ge=1, description="best-scoring candidates kept per class before curation")
-    rows: RowSettings = RowSettings()
-    nsfw: Literal["drop", "keep"] = Field(
-        "drop", description="drop rows tagged NSFW, and those with punsafe from 0.5 on"
-    )
-    fetch: Literal["shards", "http"] = Field("shards", description="images from the pool's shards, or downloaded anew")
-    download: DownloadSettings = DownloadSettings()
-
-    @field_validator("service", mode="before")
-    @classmethod
-    def _url_alone(cls, given: Any) -> Any:
-        return {"url": given} if isinstance(given, str) else given
-
-    @model_validator(mode="after")
-    def _fits(self) -> RetrieveSettings:
-        if len(set(self.modalities)) != len(self.modalities):
-            raise ValueError(f"modalities lists one value twice: {list(self.modalities)}")
-        if self.engine == "remote" and not self.service.url:
-            raise ValueError("engine: remote asks a service; give its URL as retrieve.service")
-        wrong = [t for t in self.templates or () if "{}" not in t] if self.templates != "imagenet" else []
-        if self.templates == () or wrong:
-            raise ValueError(f"templates need {{}} where the class name goes, not {wrong[:1]}")
-        return self
-
-
-class SynthesizeSettings(Settings):
-    """How a generator is asked for a task's classes."""
-
-    prompts: Literal["class_name", "templates"] = Field("templates", description="prompt strategy")
-    num_inference_steps: int = Field(8, ge=1, le=1000, description="DDIM steps")
-    guidance_scale: float = Field(3.0, ge=0, le=50, description="classifier-free guidance; 1 is none")
-    eta: float = Field(0.0, ge=0, le=1, description="DDIM noise")
-    batch_size: int = Field(64, ge=1, description="images per call; changes speed, never images")
-
-
-class PerturbSettings(Settings):
-    """Image-to-image generation from retrieved images (section 5.1 of 2406.05184)."""
-
-    strength: Strength = Field(0.4, description="the γ of the paper, of the set that is trained on")
-    shown: tuple[Strength, ...] = Field(
-        (0.2, 0.6, 0.8), description="further strengths, one image a class, for the report"
-    )
-
-
-class CurateSettings(Settings):
-    """What is done to every source alike."""
-
-    score: Literal["mean", "max"] = Field(
-        "mean", description="CLIP score: against the mean of a class's templates, or the best of them"
-    )
-    keep_fraction: Fraction | None = Field(0.3, description="share of each class kept by CLIP score; null keeps all")
-    least_score: float | None = Field(
-        None, ge=-1, le=1, description="CLIP score (cosine) below which an image goes, whatever its class keeps"
-    )
-    deduplicate: bool = Field(True, description="drop copies within the set: equal bytes, and what the next four find")
-    descriptor: str = Field(
-        "thumbnail", description="what finds copies: thumbnail, the path of an SSCD torchscript, or isc:PATH"
-    )
-    descriptor_threshold: Fraction | None = Field(
-        None, description="similarity from which a learned descriptor sees a copy; null: 0.75 (SSCD), 0.604169 (ISC)"
-    )
-    duplicate_cosine: Fraction = Field(
-        0.98, description="embedding cosine that copies for thumbnails or perceptual hashes must reach too"
-    )
-    perceptual_hash_bits: int | None = Field(
-        None, ge=0, le=31, description="bits of 64 in which perceptual hashes of copies may differ; null: no such hash"
-    )
-    semantic_cosine: Fraction | None = Field(
-        None, description="embedding cosine that alone makes two images copies; null: no such test"
-    )
-    decontaminate: bool = Field(True, description="drop copies of the task's own images, of these splits:")
-    decontaminate_against: tuple[Literal["train", "val", "test"], ...] = Field(
-        ("val", "test"), min_length=1, description="splits that no image may copy"
-    )
-    class_cap: int = Field(10_000, ge=1, description="most images kept per class")
-    least_per_class: int = Field(1, ge=0, description="images that each class must keep; 0: a class may end empty")
-    on_short_class: Literal["error", "exclude"] = Field(
-        "error", description="what a class with fewer is: an error, or left out by name, for every source"
-    )
-
-    @field_validator("decontaminate_against")
-    @classmethod
-    def _splits_once(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(splits)) < len(splits):
-            raise ValueError("names one split twice")
-        return splits
-
-
-class FinetuneSettings(Settings):
-    """How CLIP is adapted to a training set."""
-
-    recipe: Literal["equal_updates", "paper"] = Field(
-        "equal_updates", description="equal updates at all scales, or 30 epochs"
-    )
-    updates: int = Field(32, ge=0, description="optimizer steps, whatever the scale (recipe: equal_updates)")
-    epochs: int = Field(30, ge=1, description="passes over the set (recipe: paper)")
-    batch_size: int = Field(48, ge=1, description="images per update")
-    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (3e-4,), min_length=1, description="tried in turn, chosen on val"
-    )
-    head_learning_rate_factor: float = Field(1.0, gt=0, description="head's rate relative to the tower's")
-    weight_decay: float = Field(0.1, ge=0, description="AdamW")
-    warmup_fraction: float = Field(
-        0.1, ge=0, lt=1, description="share of updates with rising rate (recipe: paper: 500 steps)"
-    )
-    evaluations: int = Field(2, ge=1, description="evenly spaced looks at val; the best is kept")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="type of the tower's products; weights are float32"
-    )
-
-
-class ProbeSettings(Settings):
-    """Multinomial regression on frozen features of the task's own training images."""
-
-    inverse_regularisation: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.1, 1.0, 10.0, 100.0, 1000.0),
-        min_length=1,
-        description="C of scikit-learn's LogisticRegression, chosen on val",
-    )
 
 
 class Experiment(Settings):

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from retrieve_or_generate.experiment import DownloadSettings
 from retrieve_or_generate.pixels import (
     MAX_PIXELS,
     UndecodableImage,
@@ -26,6 +25,7 @@ from retrieve_or_generate.pixels import (
     suffix_of,
     to_square,
 )
+from retrieve_or_generate.settings import DownloadSettings
 
 
 def _noise(height: int = 24, width: int = 40, seed: int = 0) -> np.ndarray:

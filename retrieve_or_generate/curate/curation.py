@@ -26,7 +26,6 @@ from retrieve_or_generate.curate.descriptor import Descriptor, find_descriptor
 from retrieve_or_generate.curate.kinds import ArrayCache, Kind, View, describe
 from retrieve_or_generate.curate.score import best_template_scores, clip_scores, top_fraction
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.experiment import CurateSettings
 from retrieve_or_generate.image_set import (
     CANDIDATES,
     MANIFEST,
@@ -41,6 +40,7 @@ from retrieve_or_generate.image_set import (
     write_table,
 )
 from retrieve_or_generate.models import Clip, image_features, text_features
+from retrieve_or_generate.settings import CurateSettings
 from retrieve_or_generate.tasks.base import Task
 
 __all__ = ["Described", "curate", "decide"]

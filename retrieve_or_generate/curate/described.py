@@ -9,7 +9,7 @@ import numpy as np
 from retrieve_or_generate.curate import perceptual
 from retrieve_or_generate.curate.descriptor import Descriptor
 from retrieve_or_generate.curate.near import Comparison, cosine_comparison, cosines
-from retrieve_or_generate.experiment import CurateSettings
+from retrieve_or_generate.settings import CurateSettings
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from retrieve_or_generate.curate import thumbnail
 from retrieve_or_generate.curate.kinds import Kind, View
 from retrieve_or_generate.curate.near import Comparison, cosine_comparison
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.experiment import CurateSettings
+from retrieve_or_generate.settings import CurateSettings
 from retrieve_or_generate.store import sha256_of
 
 if TYPE_CHECKING:

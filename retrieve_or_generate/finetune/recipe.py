@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrieve_or_generate.experiment import FinetuneSettings
 from retrieve_or_generate.seeds import generator_for
+from retrieve_or_generate.settings import FinetuneSettings
 
 PAPER_WARMUP_UPDATES = 500
 BETAS = (0.9, 0.95)

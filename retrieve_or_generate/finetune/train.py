@@ -20,7 +20,6 @@ from torch import Tensor
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.evaluate import linear_probe
 from retrieve_or_generate.evaluate.zero_shot import accuracy
-from retrieve_or_generate.experiment import FinetuneSettings, ProbeSettings
 from retrieve_or_generate.finetune import recipe
 from retrieve_or_generate.finetune.augment import cropped, shifted
 from retrieve_or_generate.finetune.classifier import Classifier, features_of
@@ -28,6 +27,7 @@ from retrieve_or_generate.finetune.data import LabelledImages, TaskImages
 from retrieve_or_generate.finetune.trial import TrialOutcome
 from retrieve_or_generate.models import Clip, plain_attention
 from retrieve_or_generate.seeds import seed_for
+from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
 
 
 def finetune(

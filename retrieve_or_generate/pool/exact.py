@@ -21,6 +21,7 @@ _LEAST_RUN = (
 )
 _MANY = 2048  # pairs from which it pays to sort them by row
 _ROWS = 512  # rows widened at a time for pairs sorted by row
+_WIDER = (torch.float16, torch.float32, torch.float64)  # by steps that have fast kernels
 
 
 def pair_scores(xq: np.ndarray, xb: np.ndarray, query: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -93,13 +94,14 @@ def _by_row(queries: Tensor, vectors: Tensor, query: Tensor, row: Tensor) -> Ten
     rows = pairs.nonzero()[:, 0]
     ends = torch.nn.functional.pad(pairs[rows].cumsum(0), (1, 0))
     sums, query = torch.zeros(len(query), dtype=torch.float64), query[order]
-    wide = torch.empty(_ROWS, vectors.shape[1], dtype=torch.float64)
+    narrow, wide, widest = (torch.empty(_ROWS, vectors.shape[1], dtype=t) for t in _WIDER)
     for start in range(0, len(rows), _ROWS):
         taken = rows[start : start + _ROWS]
         end = ends[start : start + len(taken) + 1]
         own, size = slice(int(end[0]), int(end[-1])), (len(taken), len(queries))
         wanted = torch.sparse_csr_tensor(end - end[0], query[own], sums[own], size, check_invariants=False)
-        left = wide[: len(taken)].copy_(vectors.index_select(0, taken).float())
+        torch.index_select(vectors, 0, taken, out=narrow[: len(taken)])
+        left = widest[: len(taken)].copy_(wide[: len(taken)].copy_(narrow[: len(taken)]))
         sums[own] = torch.sparse.sampled_addmm(wanted, left, queries.T).values()
     return torch.empty_like(sums).index_copy_(0, order, sums)
 

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.experiment import RowSettings
 from retrieve_or_generate.pool.columns import read_columns
 from retrieve_or_generate.pool.layout import Pool, PoolShard
 from retrieve_or_generate.pool.row_lists import KINDS, Keys, RowList
+from retrieve_or_generate.settings import RowSettings
 from retrieve_or_generate.store import content_key
 
 _VERSION = 1  # part of the fingerprint: raise when the same settings leave out other rows

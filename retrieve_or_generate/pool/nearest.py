@@ -135,6 +135,7 @@ class _Block:
 
     def __init__(self, padded: int, dim: int, dtype: torch.dtype, device: torch.device):
         self.dim, self._narrow = dim, torch.zeros(padded, dim, dtype=dtype, device=device)
+        self._wide = torch.empty(_CHUNK[device.type], dim, device=device)
 
     def load(self, vectors: Tensor, count: int) -> None:
         """Take `vectors` (n + padding, d) float16, of which the first `count` are rows and the rest is not looked at."""
@@ -142,10 +143,9 @@ class _Block:
         self.narrow = self._narrow[: len(vectors)]
         self.narrow[count:] = 0
         self.norm = self.error = 0.0
-        chunk = _CHUNK[vectors.device.type]
-        for start in range(0, count, chunk):
-            part = slice(start, min(start + chunk, count))
-            wide = vectors[part].float()
+        for start in range(0, count, len(self._wide)):
+            part = slice(start, min(start + len(self._wide), count))
+            wide = self._wide[: part.stop - start].copy_(vectors[part])
             self.narrow[part] = wide
             self.norm = max(self.norm, _largest_norm(wide))
             self.error = max(self.error, _largest_norm(wide.sub_(self.narrow[part])))

@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 
 from retrieve_or_generate.blocklist import Blocklist
 from retrieve_or_generate.executors import core_count
-from retrieve_or_generate.experiment import CurateSettings, RetrieveSettings
 from retrieve_or_generate.image_set import ImageSet, ImageSetWriter, candidates_record, check_free
 from retrieve_or_generate.progress import Progress
 from retrieve_or_generate.retrieve.download import download as download_urls
 from retrieve_or_generate.retrieve.download import downloaded, image_set_reason
 from retrieve_or_generate.retrieve.guard import DownloadPolicy
+from retrieve_or_generate.settings import CurateSettings, RetrieveSettings
 from retrieve_or_generate.store import content_key, durable_file, locked, read_json, remove_leftovers
 from retrieve_or_generate.weights import clip_fingerprint
 

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrieve_or_generate.blocklist import Blocklist
-from retrieve_or_generate.experiment import DownloadSettings
 from retrieve_or_generate.retrieve.guard import DownloadPolicy
 from retrieve_or_generate.retrieve.ledger import check_success, judged, ledger, success
 from retrieve_or_generate.retrieve.parts import Count, Part, Parts
 from retrieve_or_generate.retrieve.worker import ASKED, PART, rows_of
+from retrieve_or_generate.settings import DownloadSettings
 from retrieve_or_generate.store import locked, remove_leftovers, write_json
 
 __all__ = ["DOWNLOADS", "LEDGER", "DownloadPolicy", "download", "downloaded", "image_set_reason"]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.experiment import RetrieveSettings, RowSettings, ServiceSettings
 from retrieve_or_generate.pool.layout import Modality, Pool
 from retrieve_or_generate.progress import Bytes, Progress
+from retrieve_or_generate.settings import RetrieveSettings, RowSettings, ServiceSettings
 
 if TYPE_CHECKING:
     from retrieve_or_generate.pool.filters import RowFilter

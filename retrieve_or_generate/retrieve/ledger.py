@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from retrieve_or_generate.blocklist import spelled
 from retrieve_or_generate.errors import IncompleteError
-from retrieve_or_generate.experiment import DownloadSettings
+from retrieve_or_generate.settings import DownloadSettings
 
 
 def judged(found: pa.Table, settings: DownloadSettings) -> pa.Table:

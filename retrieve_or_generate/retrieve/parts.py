@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 
 from retrieve_or_generate.blocklist import Blocklist
 from retrieve_or_generate.errors import IncompleteError
-from retrieve_or_generate.experiment import DownloadSettings
 from retrieve_or_generate.retrieve.guard import DownloadPolicy
 from retrieve_or_generate.retrieve.worker import PART, Job, is_transient, part_writer, rows_of, serve
+from retrieve_or_generate.settings import DownloadSettings
 from retrieve_or_generate.store import TEMPORARY_PREFIX, content_key, durable_file, read_seal, seal
 
 _VERSION = 2  # part of every key: raise when the same bytes give other rows

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.experiment import RetrieveSettings
 from retrieve_or_generate.models import Clip, image_features, text_features
 from retrieve_or_generate.pixels import decode_all
 from retrieve_or_generate.seeds import generator_for
+from retrieve_or_generate.settings import RetrieveSettings
 from retrieve_or_generate.tasks.base import Task
+from retrieve_or_generate.tasks.templates import templates_for
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,9 @@ class Queries:
         return " + ".join(self.texts[place] for place in places)
 
 
-def templates_for(task: Task, settings: RetrieveSettings) -> tuple[str, ...]:
-    """The templates that the class names are put in: those of the settings, else the task's."""
-    if settings.templates is None:
-        return task.templates
-    if settings.templates == "imagenet":
-        import open_clip
-
-        return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
-    return settings.templates
-
-
 def class_queries(task: Task, clip: Clip, settings: RetrieveSettings) -> Queries:
     """The queries of every class, templates first. Raises `UsageError` for a class without a training image to be an example."""
-    templates = templates_for(task, settings)
+    templates = templates_for(task, settings.templates)
     texts = [template.replace("{}", name) for name in task.class_names for template in templates]
     places = np.arange(len(texts)).reshape(len(task.class_names), len(templates))
     with _one_thread():

@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 from retrieve_or_generate.blocklist import Blocklist
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.executors import core_count
-from retrieve_or_generate.experiment import RetrieveSettings, RowSettings
 from retrieve_or_generate.models import Clip, load_clip
 from retrieve_or_generate.pool.layout import Pool
 from retrieve_or_generate.progress import Progress
@@ -36,9 +35,11 @@ from retrieve_or_generate.retrieve.engines import (
     scan_neighbours,
     service_neighbours,
 )
-from retrieve_or_generate.retrieve.queries import Queries, class_queries, templates_for
+from retrieve_or_generate.retrieve.queries import Queries, class_queries
+from retrieve_or_generate.settings import RetrieveSettings, RowSettings
 from retrieve_or_generate.store import content_key, durable_file, read_seal, seal, sha256_of
 from retrieve_or_generate.tasks.base import Task
+from retrieve_or_generate.tasks.templates import templates_for
 
 NEIGHBOURS = pa.schema([("row", pa.int64()), ("label", pa.int64())])
 ANSWERED = pa.schema(  # what a service found, and what it says of it
@@ -88,7 +89,7 @@ class Search:
         """What the rows that `part` finds for `task` follow from."""
         what: dict[str, Any] = {name: self.identity[name] for name in _DECIDE[part]}
         if part == _BY_EMBEDDING:
-            what |= {"templates": templates_for(task, self.settings), "model": self.clip.fingerprint}
+            what |= {"templates": templates_for(task, self.settings.templates), "model": self.clip.fingerprint}
         return content_key([_VERSION, part, task.fingerprint, self.pool and self.pool.fingerprint, what])
 
 
@@ -124,7 +125,7 @@ def open_search(
 
 
 def _per_class(task: Task, settings: RetrieveSettings) -> int:
-    return len(templates_for(task, settings)) + settings.examples_per_class
+    return len(templates_for(task, settings.templates)) + settings.examples_per_class
 
 
 def _check(pool: Pool | None, clip: Clip, settings: RetrieveSettings) -> None:

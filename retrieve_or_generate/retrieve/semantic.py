@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from retrieve_or_generate.experiment import RetrieveSettings
 from retrieve_or_generate.pool.layout import Modality, Pool
 from retrieve_or_generate.pool.scan import pair_scores
 from retrieve_or_generate.pool.vectors import vectors
 from retrieve_or_generate.retrieve.queries import Queries
 from retrieve_or_generate.retrieve.search import Found
+from retrieve_or_generate.settings import RetrieveSettings
 from retrieve_or_generate.tasks.base import Task
 
 CANDIDATES = pa.schema([("row", pa.int64()), ("label", pa.int64()), ("score", pa.float32()), ("query", pa.string())])

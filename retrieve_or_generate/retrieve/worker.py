@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 
 from retrieve_or_generate.blocklist import Blocklist
 from retrieve_or_generate.executors import end_with_parent
-from retrieve_or_generate.experiment import DownloadSettings
 from retrieve_or_generate.pixels import UndecodableImage, decode
 from retrieve_or_generate.retrieve.guard import DownloadPolicy, GuardedOpener, Refused, Session, check_url
+from retrieve_or_generate.settings import DownloadSettings
 
 ASKED = ("key", "url", "md5", "sha256", "id")
 """What is known of a row to fetch; all but key and url may be None."""

@@ -17,13 +17,13 @@ import numpy as np
 from retrieve_or_generate.curate.curation import curate
 from retrieve_or_generate.curate.descriptor import find_descriptor
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.experiment import CurateSettings, SynthesizeSettings
 from retrieve_or_generate.image_set import ImageSet, ImageSetWriter, candidates_record
 from retrieve_or_generate.models import Clip
 from retrieve_or_generate.pixels import decode, encode_jpeg, to_square
 from retrieve_or_generate.seeds import seed_for
+from retrieve_or_generate.settings import CurateSettings, SynthesizeSettings
 from retrieve_or_generate.store import content_key
-from retrieve_or_generate.synthesize.prompts import prompts_for
+from retrieve_or_generate.synthesize.prompts import PromptSource, load_strategy
 from retrieve_or_generate.synthesize.sampler import Generator, load_generator
 from retrieve_or_generate.tasks.base import Task
 
@@ -62,17 +62,19 @@ def synthesize(
     """
     _same_task(task, like)
     find_descriptor(curation)  # weights that are not there are told of before anything is generated
+    strategy = load_strategy(PromptSource(task, like, settings.prompts))
     requests = [
         _Request(
             f"{label:04d}-{i:06d}",
             label,
-            prompt,
+            prompt.text,
             seed_for("synthesize", "noise", task.name, task.class_names[label], i),
         )
         for label, kept in enumerate(like.counts())
-        for i, prompt in enumerate(prompts_for(settings.prompts, task, label, _candidates(int(kept), curation)))
+        for i, prompt in enumerate(strategy.prompts(label, _candidates(int(kept), curation)))
     ]
     config = _config(task, like, generator, settings) | {"keep_fraction": curation.keep_fraction}
+    config |= {"prompts": strategy.fingerprint}
 
     def images_of(part: Sequence[_Request]) -> np.ndarray:
         return generator.generate([r.prompt for r in part], [r.seed for r in part], settings)

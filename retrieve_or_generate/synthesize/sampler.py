@@ -18,9 +18,9 @@ import transformers
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
-from retrieve_or_generate.experiment import SynthesizeSettings
 from retrieve_or_generate.models import plain_attention
 from retrieve_or_generate.pocket import patch_vae  # noqa: F401  (diffusers loads a class by name only if it is imported)
+from retrieve_or_generate.settings import SynthesizeSettings
 from retrieve_or_generate.weights import check_pocket_weights, generator_fingerprint, generator_folder
 
 Progress = Callable[[int], None]

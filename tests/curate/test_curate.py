@@ -15,7 +15,6 @@ from retrieve_or_generate.curate import perceptual, thumbnail
 from retrieve_or_generate.curate.curation import Described, curate, decide
 from retrieve_or_generate.curate.descriptor import find_descriptor
 from retrieve_or_generate.errors import IntegrityError, UsageError
-from retrieve_or_generate.experiment import CurateSettings
 from retrieve_or_generate.image_set import (
     CANDIDATES,
     MANIFEST_TABLE,
@@ -26,6 +25,7 @@ from retrieve_or_generate.image_set import (
 )
 from retrieve_or_generate.models import Clip, load_clip
 from retrieve_or_generate.pixels import decode, encode_jpeg
+from retrieve_or_generate.settings import CurateSettings
 from retrieve_or_generate.tasks import Task, load_task
 
 Candidate = tuple[str, int, bytes | None, str]

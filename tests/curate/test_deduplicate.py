@@ -14,7 +14,7 @@ from retrieve_or_generate.curate.deduplicate import duplicates
 from retrieve_or_generate.curate.described import Described
 from retrieve_or_generate.curate.descriptor import Descriptor, find_descriptor
 from retrieve_or_generate.curate.perceptual import describe as hashes_of
-from retrieve_or_generate.experiment import CurateSettings
+from retrieve_or_generate.settings import CurateSettings
 
 ROWS = 8
 pair = st.tuples(st.integers(0, ROWS - 1), st.integers(0, ROWS - 1)).filter(lambda ends: ends[0] != ends[1])

@@ -18,7 +18,7 @@ from retrieve_or_generate.curate.kinds import View
 from retrieve_or_generate.curate.learned import load_isc, load_sscd
 from retrieve_or_generate.curate.near import copies
 from retrieve_or_generate.errors import IntegrityError, UsageError
-from retrieve_or_generate.experiment import CurateSettings
+from retrieve_or_generate.settings import CurateSettings
 
 ARCHITECTURE, SIZE = "test_efficientnet", 64
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieve_or_generate.experiment import FinetuneSettings
 from retrieve_or_generate.finetune.recipe import Descent, batches, plan
+from retrieve_or_generate.settings import FinetuneSettings
 
 TARGET = np.array([3.0, -2.0, 0.5])
 

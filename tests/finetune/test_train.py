@@ -9,10 +9,10 @@ from colours import coloured
 
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.evaluate.linear_probe import linear_probe
-from retrieve_or_generate.experiment import FinetuneSettings, ProbeSettings
 from retrieve_or_generate.finetune import LabelledImages, TaskImages, TrialOutcome, finetune
 from retrieve_or_generate.finetune.classifier import Classifier, features_of
 from retrieve_or_generate.models import Clip, image_features
+from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
 
 SHORT = FinetuneSettings(updates=6, batch_size=8, evaluations=3, learning_rates=(1e-3,), precision="float32")
 PROBE = ProbeSettings(inverse_regularisation=(1.0, 100.0))

@@ -7,10 +7,10 @@ import pytest
 from safetensors.torch import load_file
 
 from retrieve_or_generate.errors import IntegrityError
-from retrieve_or_generate.experiment import FinetuneSettings, ProbeSettings
 from retrieve_or_generate.finetune import TaskImages, TrialOutcome, finetune, metrics_of, read_trial, write_trial
 from retrieve_or_generate.finetune.trial import RESULT
 from retrieve_or_generate.models import Clip
+from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
 
 CONFIG = {"task": "colours", "source": "none", "scale": 0, "seed": 0}
 

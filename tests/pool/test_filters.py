@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.experiment import RowSettings
 from retrieve_or_generate.pool import row_lists
 from retrieve_or_generate.pool.filters import RowFilter
 from retrieve_or_generate.pool.layout import Pool, open_pool
 from retrieve_or_generate.pool.row_lists import RowList
+from retrieve_or_generate.settings import RowSettings
 
 
 @pytest.fixture(autouse=True)

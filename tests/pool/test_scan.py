@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
-from retrieve_or_generate.experiment import RowSettings
 from retrieve_or_generate.pool import scan as module
 from retrieve_or_generate.pool import scan_state
 from retrieve_or_generate.pool.filters import RowFilter
 from retrieve_or_generate.pool.layout import Pool, open_pool
 from retrieve_or_generate.pool.scan import pair_scores, scan, scan_pool
+from retrieve_or_generate.settings import RowSettings
 
 DTYPES = [torch.bfloat16, torch.float32]
 
@@ -418,7 +418,7 @@ LARGE = """
 import json, resource, sys
 from pathlib import Path
 import numpy as np
-from retrieve_or_generate.experiment import RowSettings
+from retrieve_or_generate.settings import RowSettings
 from retrieve_or_generate.pool.filters import RowFilter
 from retrieve_or_generate.pool.layout import open_pool
 from retrieve_or_generate.pool.scan import scan_pool

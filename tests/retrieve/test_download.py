@@ -26,7 +26,6 @@ from web import web
 
 from retrieve_or_generate.blocklist import Blocklist
 from retrieve_or_generate.errors import IncompleteError, IntegrityError
-from retrieve_or_generate.experiment import DownloadSettings
 from retrieve_or_generate.image_set import REASONS
 from retrieve_or_generate.pixels import encode_png
 from retrieve_or_generate.pocket.pictures import evaluation_split
@@ -41,6 +40,7 @@ from retrieve_or_generate.retrieve.download import (
     image_set_reason,
 )
 from retrieve_or_generate.retrieve.worker import TOLD
+from retrieve_or_generate.settings import DownloadSettings
 
 NO_LIST = Blocklist()
 

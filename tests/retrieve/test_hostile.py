@@ -14,10 +14,10 @@ import pytest
 from hostile import BEHAVIOURS, DEADLINE, IMAGE, MAX_BYTES, POLICY, hostile_web
 
 from retrieve_or_generate.blocklist import Blocklist
-from retrieve_or_generate.experiment import DownloadSettings
 from retrieve_or_generate.retrieve.download import download, downloaded
 from retrieve_or_generate.retrieve.guard import DownloadPolicy, NotFetched, Session, fetch
 from retrieve_or_generate.retrieve.ledger import ledger
+from retrieve_or_generate.settings import DownloadSettings
 
 
 @pytest.fixture(scope="module")

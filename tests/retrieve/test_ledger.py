@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieve_or_generate.errors import IncompleteError
-from retrieve_or_generate.experiment import DownloadSettings
 from retrieve_or_generate.retrieve.download import DOWNLOADS
 from retrieve_or_generate.retrieve.ledger import check_success, judged, ledger, success
+from retrieve_or_generate.settings import DownloadSettings
 
 
 def found(rows: list[dict[str, Any]]) -> pa.Table:

@@ -23,7 +23,6 @@ from test_remote import Service, serving
 from web import web
 
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.experiment import CurateSettings, RetrieveSettings
 from retrieve_or_generate.image_set import ImageSet
 from retrieve_or_generate.models import Clip, image_features, load_clip, text_features
 from retrieve_or_generate.pixels import decode_all
@@ -32,6 +31,7 @@ from retrieve_or_generate.pocket.world import planted
 from retrieve_or_generate.pool.layout import Pool, open_pool
 from retrieve_or_generate.retrieve import retrieve
 from retrieve_or_generate.retrieve.guard import DownloadPolicy
+from retrieve_or_generate.settings import CurateSettings, RetrieveSettings
 from retrieve_or_generate.store import write_tar
 from retrieve_or_generate.tasks import Task, load_task
 

@@ -13,16 +13,17 @@ from handmade import CAPTIONS, CLIP, QUERIES, ROWS, TASK, Wordless, text_feature
 from test_remote import Service, serving
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
-from retrieve_or_generate.experiment import DownloadSettings, RetrieveSettings, RowSettings
 from retrieve_or_generate.pool import planner
 from retrieve_or_generate.pool.layout import Pool
 from retrieve_or_generate.progress import Bytes
 from retrieve_or_generate.retrieve import _engine_before, engines, search
 from retrieve_or_generate.retrieve import queries as queries_module
-from retrieve_or_generate.retrieve.queries import class_queries, templates_for
+from retrieve_or_generate.retrieve.queries import class_queries
 from retrieve_or_generate.retrieve.search import Found, open_search, read_found, run_search
 from retrieve_or_generate.retrieve.semantic import answered_candidates, best_queries
+from retrieve_or_generate.settings import DownloadSettings, RetrieveSettings, RowSettings
 from retrieve_or_generate.tasks.base import Split
+from retrieve_or_generate.tasks.templates import templates_for
 
 BOTH = RetrieveSettings(strategy="both", modalities=("image", "text"), k=10, fetch="http")
 OTHER = Wordless("insects", ("bee", "plant"), ("{}",), Path("nowhere"))
@@ -204,9 +205,9 @@ def test_what_a_service_cannot_do_is_said(changed: dict[str, Any], message: str)
 
 
 def test_templates_of_the_settings_come_before_the_tasks() -> None:
-    assert templates_for(TASK, RetrieveSettings()) == TASK.templates
-    assert templates_for(TASK, RetrieveSettings(templates=("the {}",))) == ("the {}",)
-    imagenet = templates_for(TASK, RetrieveSettings(templates="imagenet"))
+    assert templates_for(TASK, None) == TASK.templates
+    assert templates_for(TASK, ("the {}",)) == ("the {}",)
+    imagenet = templates_for(TASK, "imagenet")
     assert len(set(imagenet)) == 80
     assert all(template.count("{}") == 1 for template in imagenet)
 

@@ -12,12 +12,12 @@ import pytest
 from handmade import CAPTIONS, CLIP, DIM, EMBEDDINGS, QUERIES, ROWS, TASK, text_features, write_pool
 
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.experiment import RetrieveSettings
 from retrieve_or_generate.pool.layout import Pool
 from retrieve_or_generate.retrieve import queries as queries_module
 from retrieve_or_generate.retrieve.queries import class_queries
 from retrieve_or_generate.retrieve.search import open_search, read_found, run_search
 from retrieve_or_generate.retrieve.semantic import find_candidates
+from retrieve_or_generate.settings import RetrieveSettings
 
 
 @pytest.fixture(scope="module")

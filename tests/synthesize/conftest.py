@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from retrieve_or_generate.experiment import CurateSettings, SynthesizeSettings
 from retrieve_or_generate.image_set import ImageSet, ImageSetWriter
 from retrieve_or_generate.models import Clip, load_clip
 from retrieve_or_generate.pocket.pictures import evaluation_split
+from retrieve_or_generate.settings import CurateSettings, SynthesizeSettings
 from retrieve_or_generate.synthesize import Generator, load_generator
 from retrieve_or_generate.tasks import Task, load_task
 

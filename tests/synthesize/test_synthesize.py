@@ -13,23 +13,9 @@ from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.image_set import ImageSet, ImageSetWriter
 from retrieve_or_generate.models import Clip
 from retrieve_or_generate.synthesize import Generator, perturb, synthesize
-from retrieve_or_generate.synthesize.prompts import STRATEGIES, prompts_for
 from retrieve_or_generate.tasks import Task, load_task
 
 from .conftest import HALF, QUICK
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_names_the_class_and_asking_for_more_changes_nothing(strategy: str, task: Task) -> None:
-    few, many = prompts_for(strategy, task, 3, 4), prompts_for(strategy, task, 3, 9)
-    assert (len(few), len(many)) == (4, 9)
-    assert many[:4] == few
-    assert all(task.class_names[3] in prompt for prompt in many)
-
-
-def test_an_unknown_strategy() -> None:
-    with pytest.raises(UsageError, match="unknown prompt strategy 'template'; did you mean 'templates'"):
-        prompts_for("template", load_task("textures"), 0, 1)
 
 
 def test_the_same_classes_in_the_same_numbers(

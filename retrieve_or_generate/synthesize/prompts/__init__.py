@@ -1,0 +1,18 @@
+"""Prompt strategies by name. Adding one is a file with its class, and an entry in `STRATEGIES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from retrieve_or_generate.synthesize.prompts.base import Prompt, PromptSource, Strategy
+from retrieve_or_generate.synthesize.prompts.class_name import ClassName
+from retrieve_or_generate.synthesize.prompts.templates import Templates
+
+__all__ = ["STRATEGIES", "Prompt", "PromptSource", "Strategy", "load_strategy"]
+
+STRATEGIES: dict[str, Callable[[PromptSource], Strategy]] = {"class_name": ClassName, "templates": Templates}
+
+
+def load_strategy(source: PromptSource) -> Strategy:
+    """The strategy that the settings name; a `UsageError` says what it lacks."""
+    return STRATEGIES[source.settings.strategy](source)
