@@ -36,7 +36,7 @@ MANIFEST_TABLE, SEAL = "manifest.parquet", "image_set.json"
 
 REASONS = (
     *("nsfw", "unsafe", "blocked", "refused", "dead_link", "mismatch", "placeholder", "undecodable"),
-    *("contaminated", "duplicate", "clip_score", "class_cap", "short_class", "takedown"),
+    *("contaminated", "memorised", "duplicate", "clip_score", "not_selected", "class_cap", "short_class", "takedown"),
 )
 """Why a candidate is not in the set, in the order in which the reasons are looked for; "" while or because it is."""
 

@@ -18,7 +18,7 @@ from retrieve_or_generate.report.tables import METRICS, REASON_WORDS, in_order, 
 
 _REASON_COLOURS = (
     *("#882255", "#aa4466", "#664444", "#777799", "#999999", "#b08d57", "#c7b299", "#bbbbbb"),
-    *("#cc6677", "#ddaa33", "#bfd3e6", "#dddddd", "#5d5d9d", "#222222"),
+    *("#cc6677", "#a08bc4", "#ddaa33", "#bfd3e6", "#9fc5b5", "#dddddd", "#5d5d9d", "#222222"),
 )
 _STAGE_COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#999999", "#f0e442")
 

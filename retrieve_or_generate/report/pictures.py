@@ -21,7 +21,7 @@ from retrieve_or_generate.report.tables import in_order, label_of
 PER_STRIP, STRIPS, CLASSES, COLUMNS = 4, 2, 12, 6
 """Thumbnails side by side, strips a class (they stack on a narrow screen), most classes and sources shown of a task."""
 _GAP = 2
-_SHOWABLE = ("", "duplicate", "clip_score", "class_cap")  # of the dropped, only those dropped for no fault of content
+_SHOWABLE = ("", "duplicate", "clip_score", "not_selected", "class_cap")  # of the dropped, only those dropped for no fault of content
 
 
 @dataclass(frozen=True)
