@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.hub import is_unreachable, quiet
 from retrieve_or_generate.weights import CLIP_CONFIG, check_pocket_weights, clip_fingerprint, clip_folder
 
 
@@ -103,9 +104,17 @@ def load_clip(name: str = "pocket", device: str = "cpu") -> Clip:
 
 def _load(name: str, source: str, tag: str | None) -> Clip:
     try:
-        model, _, _ = open_clip.create_model_and_transforms(source, pretrained=tag, require_pretrained=tag is not None)
-        tokenizer = open_clip.get_tokenizer(source)
+        with quiet():
+            model, _, _ = open_clip.create_model_and_transforms(
+                source, pretrained=tag, require_pretrained=tag is not None
+            )
+            tokenizer = open_clip.get_tokenizer(source)
     except Exception as error:
+        if is_unreachable(error):
+            raise UsageError(
+                f"model {name!r}: its hub does not answer, and it is not in the hub's cache; give a folder, or try again with "
+                "a network"
+            ) from error
         raise IntegrityError(f"model {name!r}: open_clip cannot load it ({str(error).splitlines()[0]})") from error
     return Clip(name, model.eval(), tokenizer, clip_fingerprint(name))
 

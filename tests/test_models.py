@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import open_clip
 import pytest
@@ -97,3 +99,17 @@ def test_the_fingerprint_follows_the_weights(tmp_path: Path) -> None:
     path = folder / "open_clip_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     assert clip_fingerprint(str(folder)) != clip_fingerprint("pocket")
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16/laion2b_s34b_b88k", "hf-hub:laion/nothing"])
+def test_a_hub_that_does_not_answer_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with pytest.raises(UsageError, match=rf"model '{name}': its hub does not answer") as told:
+        load_clip(name)
+    assert "\n" not in str(told.value)
+    assert caplog.records == []
