@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.errors import UsageError, unknown_name
 from retrieve_or_generate.settings import (
     CurateSettings,
     FinetuneSettings,
     PerturbSettings,
     ProbeSettings,
+    PromptSettings,
     RetrieveSettings,
     Settings,
     SynthesizeSettings,
 )
 
-Source = Literal["none", "retrieved", "synthetic", "perturbed"]
+KINDS = ("none", "retrieved", "synthetic", "perturbed")
+"""Where training images come from. A source is one of these, or `KIND-NAME`: one more set of a kind that can have several."""
+
+_SEVERAL = ("synthetic", "perturbed")
+_SOURCE = re.compile(r"[a-z]+(-[A-Za-z0-9_.]+)?")
+
+
+def kind_of(source: str) -> str:
+    """`synthetic` of `synthetic-llm`."""
+    return source.partition("-")[0]
+
+
+class Variant(Settings):
+    """What one more set of a source does otherwise than the experiment says."""
+
+    generator: str | None = Field(None, description="another generator")
+    synthesize: dict[str, Any] = Field({}, description="keys of synthesize that differ")
+    perturb: dict[str, Any] = Field({}, description="keys of perturb that differ")
 
 
 class Experiment(Settings):
@@ -35,7 +54,15 @@ class Experiment(Settings):
         "pocket", description="the pocket Stable Diffusion, or a folder or Hub id of a diffusers pipeline"
     )
     tasks: tuple[str, ...] = Field(("digits", "textures", "aircraft"), min_length=1)
-    sources: tuple[Source, ...] = Field(("none", "retrieved", "synthetic", "perturbed"), min_length=1)
+    sources: tuple[str, ...] = Field(
+        KINDS,
+        min_length=1,
+        description="none (off the shelf), retrieved, synthetic, perturbed; synthetic-STRATEGY, perturbed-STRENGTH, and variants",
+    )
+    variants: dict[str, Variant] = Field({}, description="by source, such as synthetic-fast: what it does otherwise")
+    primary: tuple[str, str] = Field(
+        ("retrieved", "synthetic"), description="the two sources whose difference may make a claim, named beforehand"
+    )
     scales: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (40, 80, 160), min_length=1, description="images per training set"
     )
@@ -55,10 +82,85 @@ class Experiment(Settings):
                 raise ValueError(f"{name} lists one value twice: {list(values)}")
         return self
 
+    @model_validator(mode="after")
+    def _sources_are_known(self) -> Experiment:
+        for source in self.sources:
+            if not _SOURCE.fullmatch(source) or kind_of(source) not in KINDS:
+                raise ValueError(f"sources: {unknown_name('source', source, KINDS)}")
+        unused = sorted(set(self.variants) - set(self.sources))
+        if unused:
+            raise ValueError(f"variants: {unused[0]!r} is not among the sources; list it there, too")
+        if self.primary != Experiment.model_fields["primary"].default and not set(self.primary) <= set(self.sources):
+            raise ValueError(f"primary: {list(self.primary)} are not both among the sources")
+        seen = {source: self.variant(source) for source in self.sources}
+        made = {source: one for source, one in seen.items() if kind_of(source) == "synthetic"}
+        for source, one in made.items():
+            if one.synthesize.selection.rule in ("low_density", "hardest") and one.at_random() not in made.values():
+                raise ValueError(
+                    f"sources: {source} selects, so random selection of equal size stands beside it; add a variant that differs "
+                    "only in synthesize: {selection: {rule: random}}"
+                )
+        return self
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Keys allowed where an unknown one was found."""
-    model: Any = Experiment
+    def variant(self, source: str) -> Experiment:
+        """The experiment as this source's image sets follow from it.
+
+        `synthetic-STRATEGY` and `perturbed-STRENGTH` need no entry in `variants`. Raises `ValueError` for a source that does.
+        """
+        kind, _, name = source.partition("-")
+        if not name:
+            return self
+        given = self.variants.get(source) or _by_name(kind, name)
+        if given is None or kind not in _SEVERAL:
+            raise ValueError(f"sources: {source!r} says nothing of how it differs; add it to variants")
+        return self.model_copy(
+            update={
+                "generator": given.generator or self.generator,
+                "synthesize": _merged(self.synthesize, given.synthesize, f"variants.{source}.synthesize"),
+                "perturb": _merged(self.perturb, given.perturb, f"variants.{source}.perturb"),
+            }
+        )
+
+    def at_random(self) -> Experiment:
+        """The same, but for synthetic images that are selected at random."""
+        selection = self.synthesize.selection.model_copy(update={"rule": "random"})
+        return self.model_copy(update={"synthesize": self.synthesize.model_copy(update={"selection": selection})})
+
+
+def _by_name(kind: str, name: str) -> Variant | None:
+    """What a source's name says by itself: a prompt strategy, a strength."""
+    if kind == "synthetic" and name in get_args(PromptSettings.model_fields["strategy"].annotation):
+        return Variant(synthesize={"prompts": name})
+    try:
+        return Variant(perturb={"strength": float(name)}) if kind == "perturbed" else None
+    except ValueError:
+        return None
+
+
+T = TypeVar("T", bound=Settings)
+
+
+def _merged(settings: T, given: dict[str, Any], where: str) -> T:
+    """`settings` with what is `given` on top, validated anew."""
+    try:
+        return type(settings).model_validate(_on_top(settings.model_dump(exclude_unset=True), given))
+    except ValidationError as error:
+        raise ValueError(str(_explain(error, where, type(settings)))) from None
+
+
+def _on_top(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _on_top(values[key], given[key]) for key in values.keys() & given.keys() if _nest(values[key], given[key])
+    }
+    return values | given | both
+
+
+def _nest(one: Any, other: Any) -> bool:
+    return isinstance(one, dict) and isinstance(other, dict)
+
+
+def _known_keys(location: tuple[int | str, ...], model: Any) -> list[str]:
+    """Keys of `model` that are allowed where an unknown one was found."""
     for part in location:
         field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
         if field is None:
@@ -74,11 +176,11 @@ _PLAINLY = {  # what pydantic says in words of Python
 }
 
 
-def _explain(error: ValidationError, where: str) -> UsageError:
+def _explain(error: ValidationError, where: str, model: type[Settings]) -> UsageError:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if "[" not in str(part)) or "experiment"  # which of several types
+    key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # which of several types
     if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1])
+        known = _known_keys(first["loc"][:-1], model)
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return UsageError(f"{where}: unknown key {key!r}{hint} (known: {', '.join(known)})")
@@ -86,7 +188,7 @@ def _explain(error: ValidationError, where: str) -> UsageError:
     whole = isinstance(given, dict | list | BaseModel) and first["type"] == "value_error"  # the message says what of it
     shown = "" if whole or first["type"] == "missing" else f", not {str(given)[:60]!r}"
     message = _PLAINLY.get(first["type"], first["msg"].removeprefix("Value error, "))
-    return UsageError(f"{where}: {key}: {message[0].lower() + message[1:]}{shown}")
+    return UsageError(f"{f'{where}: {key}' if key else where}: {message[0].lower() + message[1:]}{shown}")
 
 
 def _set(values: dict[str, Any], assignment: str) -> None:
@@ -109,7 +211,7 @@ def parse_experiment(values: dict[str, Any], where: str = "experiment") -> Exper
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        raise _explain(error, where) from None
+        raise _explain(error, where, Experiment) from None
 
 
 def _in_a_line(error: Exception) -> str:

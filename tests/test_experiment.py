@@ -60,7 +60,25 @@ def test_overrides_then_fields_on_top() -> None:
         ("seeds=", r"seeds: input should be a valid integer, not 'None'"),
         ("curate.keep_fraction=1.5", r"curate.keep_fraction: input should be less than or equal to 1, not '1.5'"),
         ("curate.keep_fraction=.nan", r"curate.keep_fraction: "),
-        ("sources=[retrieved, sintetic]", r"sources.1: input should be 'none', 'retrieved', .*not 'sintetic'"),
+        (
+            "sources=[retrieved, sintetic]",
+            r"^experiment: sources: unknown source 'sintetic'; did you mean 'synthetic'\?",
+        ),
+        ("sources=[none, retrieved-x]", r"sources: 'retrieved-x' says nothing of how it differs; add it to variants"),
+        (
+            "sources=[none, synthetic-fast]",
+            r"sources: 'synthetic-fast' says nothing of how it differs; add it to variants",
+        ),
+        (
+            "sources=[none, perturbed-2]",
+            r"variants.perturbed-2.perturb: strength: input should be less than or equal to 1",
+        ),
+        ("variants.synthetic-a={}", r"variants: 'synthetic-a' is not among the sources; list it there, too"),
+        ("primary=[retrieved, synthetic-llm]", r"primary: .* are not both among the sources"),
+        (
+            "synthesize.selection.rule=hardest",
+            r"sources: synthetic selects, so random selection of equal size stands beside",
+        ),
         ("scales=[50, 50]", r"scales lists one value twice: \[50, 50\]"),
         ("scales=[]", r"scales: input should be a list with at least one value, not '\[\]'"),
         ("name=../x", r"name: string should match pattern"),
@@ -113,3 +131,40 @@ def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
         load_experiment(tmp_path / "binary.yaml")
     with pytest.raises(UsageError, match="not readable as YAML"):
         load_experiment(tmp_path)
+
+
+def test_a_variant_is_the_experiment_with_what_differs_on_top() -> None:
+    experiment = parse_experiment(
+        {
+            "sources": ["synthetic", "synthetic-class_name", "synthetic-far", "synthetic-drawn", "perturbed-0.2"],
+            "synthesize": {"num_inference_steps": 3, "prompts": {"strategy": "file", "file": "a.tsv"}},
+            "variants": {
+                "synthetic-far": {
+                    "generator": "other",
+                    "synthesize": {"selection": {"rule": "low_density", "over": 3}},
+                },
+                "synthetic-drawn": {"generator": "other", "synthesize": {"selection": {"rule": "random", "over": 3}}},
+            },
+        }
+    )
+    assert experiment.variant("synthetic") is experiment
+    named, far = experiment.variant("synthetic-class_name"), experiment.variant("synthetic-far")
+    assert (named.synthesize.prompts.strategy, named.synthesize.num_inference_steps) == ("class_name", 3)
+    assert (far.generator, far.synthesize.selection.over, far.synthesize.prompts.file) == ("other", 3, "a.tsv")
+    assert far.at_random() == experiment.variant("synthetic-drawn")
+    assert experiment.variant("perturbed-0.2").perturb.strength == 0.2
+    assert experiment.variant("perturbed-0.2").perturb.shown == experiment.perturb.shown
+
+
+def test_a_variant_is_validated_before_anything_runs() -> None:
+    values = {"sources": ["synthetic-x"], "variants": {"synthetic-x": {"synthesize": {"num_inference_step": 3}}}}
+    with pytest.raises(
+        UsageError, match=r"variants.synthetic-x.synthesize: unknown key 'num_inference_step'; did you mean"
+    ):
+        parse_experiment(values)
+
+
+def test_the_preset_of_the_paper_gives_way_to_what_is_said() -> None:
+    settings = parse_experiment({"synthesize": {"preset": "paper", "num_inference_steps": 20}}).synthesize
+    assert (settings.guidance_scale, settings.resolution, settings.stored_size) == (2.0, 512, 256)
+    assert (settings.num_inference_steps, settings.scheduler) == (20, "DDIMScheduler")

@@ -110,7 +110,7 @@ def _run(run: _Run, key: str) -> None:
     run.search()
     for what, units in sets.missing(run.out, run.tasks, run.experiment):
         run.work(what, units, partial(sets.prepare, index_folder=run.index_folder))
-        check_scales(run.experiment, run.tasks, sets.retrieved_sets(run.out, run.tasks, run.experiment))
+        check_scales(run.experiment, run.tasks, sets.retrieved_sets(run.out, run.tasks))
     drawn = sets.open_sets(run.out, run.tasks, run.experiment)
     grid = plan_trials(run.experiment, run.tasks, drawn, clip_fingerprint(run.experiment.model))
     run.work("trials", [Unit(t.name, t, cost=t.scale) for t in grid if not trials.is_done(run.out, t)], trials.prepare)

@@ -16,7 +16,8 @@ from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.executors import core_count
 from retrieve_or_generate.experiment import Experiment, dump_experiment, load_experiment
 from retrieve_or_generate.pool.layout import open_pool
-from retrieve_or_generate.store import content_key, read_json, read_seal, seal, write_bytes, write_json
+from retrieve_or_generate.settings import PromptSettings
+from retrieve_or_generate.store import content_key, read_json, read_seal, seal, sha256_of, write_bytes, write_json
 from retrieve_or_generate.tasks import Task, load_task
 from retrieve_or_generate.weights import check_pocket_weights, clip_fingerprint, generator_fingerprint
 
@@ -81,8 +82,9 @@ def environment(device: str) -> dict[str, Any]:
 
 def inputs_key(experiment: Experiment, tasks: dict[str, Task]) -> str:
     """What a run follows from, its seeds aside: the experiment, what its names stand for, and the version of rog."""
-    for part, name in (("clip", experiment.model), ("stable-diffusion", experiment.generator)):
-        if name == "pocket":
+    generators = sorted({experiment.variant(source).generator for source in experiment.sources})
+    for part, used in (("clip", [experiment.model]), ("stable-diffusion", generators)):
+        if "pocket" in used:
             check_pocket_weights(part)
     return content_key(
         {
@@ -91,10 +93,17 @@ def inputs_key(experiment: Experiment, tasks: dict[str, Task]) -> str:
             "tasks": [task.fingerprint for task in tasks.values()],
             "pool": _pool_fingerprint(experiment),
             "model": clip_fingerprint(experiment.model),
-            "generator": generator_fingerprint(experiment.generator),
+            "generators": [generator_fingerprint(name) for name in generators],
+            "prompts": [_files_named(experiment.variant(source).synthesize.prompts) for source in experiment.sources],
             "descriptor": find_descriptor(experiment.curate).record,
         }
     )
+
+
+def _files_named(prompts: PromptSettings) -> dict[str, str]:
+    """Checksums of the files that a prompt strategy is told to read."""
+    named = prompts.model_dump(include={"places", "hypernyms", "file"}, exclude_none=True)
+    return {key: sha256_of(Path(name)) for key, name in named.items() if Path(name).is_file()}
 
 
 def _pool_fingerprint(experiment: Experiment) -> str | None:

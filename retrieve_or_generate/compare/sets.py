@@ -1,4 +1,4 @@
-"""The image sets of a run, one unit of work each: `sets/<task>/retrieved`, `…/synthetic`, `…/perturbed-<strength>`.
+"""The image sets of a run, one unit of work each: `sets/<task>/<source>`, and `…/shown-<strength>` for the report alone.
 
 Before them the pool is searched once for all tasks (`search/<task>/`). What a set cost stands in `stages/<task>-<source>.json`, its
 share of the search in `stages/<task>-search.json`. Runs in worker processes, where models are loaded once.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrieve_or_generate.executors import Unit, tell
-from retrieve_or_generate.experiment import Experiment
+from retrieve_or_generate.experiment import Experiment, kind_of
 from retrieve_or_generate.image_set import SEAL, ImageSet, load_image_set
 from retrieve_or_generate.store import write_json
 
@@ -36,32 +36,28 @@ class SetRequest:
     source: str
 
 
-def set_folder(out: Path, task: str, source: str, experiment: Experiment) -> Path:
+def set_folder(out: Path, task: str, source: str) -> Path:
     """Where the set that `source` is trained on lies."""
-    name = f"perturbed-{experiment.perturb.strength:g}" if source == "perturbed" else source
-    return out / "sets" / task / name
+    return out / "sets" / task / source
 
 
 def open_sets(out: Path, tasks: dict[str, Task], experiment: Experiment) -> dict[tuple[str, str], ImageSet]:
     """All finished sets that trials draw from, by (task, source). Their files were verified when they were made."""
     trained = [source for source in experiment.sources if source != "none"]
-    return {
-        (task, source): load_image_set(set_folder(out, task, source, experiment), task)
-        for task in tasks
-        for source in trained
-    }
+    return {(task, source): load_image_set(set_folder(out, task, source), task) for task in tasks for source in trained}
 
 
-def retrieved_sets(out: Path, tasks: dict[str, Task], experiment: Experiment) -> dict[str, ImageSet]:
+def retrieved_sets(out: Path, tasks: dict[str, Task]) -> dict[str, ImageSet]:
     """The retrieved set of each task."""
-    return {task: load_image_set(set_folder(out, task, "retrieved", experiment), task, verify=False) for task in tasks}
+    return {task: load_image_set(set_folder(out, task, "retrieved"), task, verify=False) for task in tasks}
 
 
 def missing(out: Path, tasks: dict[str, Task], experiment: Experiment) -> list[tuple[str, list[Unit[SetRequest]]]]:
     """Sets that are not there yet, in waves of what can be made at once: retrieved ones, then what is made of them."""
     if set(experiment.sources) <= {"none"}:
         return []
-    waves = {"retrieval": ("retrieved",), "synthesis": tuple(s for s in _MADE_OF_RETRIEVED if s in experiment.sources)}
+    made = tuple(source for source in experiment.sources if kind_of(source) in _MADE_OF_RETRIEVED)
+    waves = {"retrieval": ("retrieved",), "synthesis": made}
     return [(what, units) for what, sources in waves.items() if (units := _units(out, tasks, experiment, sources))]
 
 
@@ -69,12 +65,10 @@ def _units(
     out: Path, tasks: dict[str, Task], experiment: Experiment, sources: tuple[str, ...]
 ) -> list[Unit[SetRequest]]:
     return [
-        Unit(f"{task} {source}", SetRequest(name, source), cost=2.0 if source == "synthetic" else 1.0)
+        Unit(f"{task} {source}", SetRequest(name, source), cost=2.0 if kind_of(source) == "synthetic" else 1.0)
         for task, name in zip(tasks, experiment.tasks, strict=True)
         for source in sources
-        if not (
-            _cost_record(out, task, source).exists() and (set_folder(out, task, source, experiment) / SEAL).exists()
-        )
+        if not (_cost_record(out, task, source).exists() and (set_folder(out, task, source) / SEAL).exists())
     ]
 
 
@@ -147,15 +141,16 @@ class _Maker:
     device: str
     index_folder: Path | None
     clip: Clip
-    loaded: Generator | None = None
+    loaded: tuple[str, Generator] | None = None
 
-    @property
-    def generator(self) -> Generator:
+    def generator(self, variant: Experiment) -> Generator:
+        """The one of this variant; the last one asked for is kept."""
         from retrieve_or_generate.synthesize import load_generator
 
-        if self.loaded is None:
-            self.loaded = load_generator(self.experiment.generator, self.device)
-        return self.loaded
+        if self.loaded is None or self.loaded[0] != variant.generator:
+            self.loaded = None  # its memory is free before the other is loaded
+            self.loaded = variant.generator, load_generator(variant.generator, self.device)
+        return self.loaded[1]
 
 
 def _make(maker: _Maker, request: SetRequest) -> None:
@@ -163,10 +158,10 @@ def _make(maker: _Maker, request: SetRequest) -> None:
     from retrieve_or_generate.tasks import load_task
 
     task = load_task(request.task)
-    folder = set_folder(maker.out, task.name, request.source, maker.experiment)
-    stage, make = _STAGES[request.source]
+    folder = set_folder(maker.out, task.name, request.source)
+    stage, make = _STAGES[kind_of(request.source)]
     started = time.perf_counter()
-    image_set = make(maker, task, folder)
+    image_set = make(maker, maker.experiment.variant(request.source), task, folder)
     seconds = time.perf_counter() - started
     cost = _cost(stage, task, request.source, seconds, len(image_set.manifest), maker.device)
     write_json(_cost_record(maker.out, task.name, request.source), cost)
@@ -186,35 +181,35 @@ def _cost(
     }
 
 
-def _retrieved(maker: _Maker, task: Task, folder: Path) -> ImageSet:
+def _retrieved(maker: _Maker, e: Experiment, task: Task, folder: Path) -> ImageSet:
     from retrieve_or_generate.retrieve import retrieve
 
-    e, clip, index, found = maker.experiment, maker.clip, maker.index_folder, _search_folder(maker.out, task)
+    clip, index, found = maker.clip, maker.index_folder, _search_folder(maker.out, task)
     return retrieve(task, _pool(e), clip, folder, e.retrieve, e.curate, index_folder=index, search_folder=found)
 
 
-def _synthetic(maker: _Maker, task: Task, folder: Path) -> ImageSet:
+def _synthetic(maker: _Maker, e: Experiment, task: Task, folder: Path) -> ImageSet:
     from retrieve_or_generate.synthesize import synthesize
 
-    e = maker.experiment
-    like = load_image_set(set_folder(maker.out, task.name, "retrieved", e), task.name)
-    return synthesize(task, like, maker.generator, maker.clip, folder, e.synthesize, e.curate)
+    like = load_image_set(set_folder(maker.out, task.name, "retrieved"), task.name)
+    return synthesize(task, like, maker.generator(e), maker.clip, folder, e.synthesize, e.curate)
 
 
-def _perturbed(maker: _Maker, task: Task, folder: Path) -> ImageSet:
-    """The set that is trained on, and one image a class at the strengths that are only shown."""
+def _perturbed(maker: _Maker, e: Experiment, task: Task, folder: Path) -> ImageSet:
+    """The set that is trained on and, beside the one that is called no more than `perturbed`, those that are only shown."""
     from retrieve_or_generate.synthesize import perturb
 
-    e = maker.experiment
-    init = load_image_set(set_folder(maker.out, task.name, "retrieved", e), task.name)
-    for strength in e.perturb.shown:
-        shown = folder.with_name(f"perturbed-{strength:g}")
-        if shown != folder:
-            perturb(task, init, maker.generator, maker.clip, shown, strength, e.synthesize, e.curate, first=1)
-    return perturb(task, init, maker.generator, maker.clip, folder, e.perturb.strength, e.synthesize, e.curate)
+    init = load_image_set(set_folder(maker.out, task.name, "retrieved"), task.name)
+
+    def at(strength: float, where: Path, first: int | None = None) -> ImageSet:
+        return perturb(task, init, maker.generator(e), maker.clip, where, strength, e.synthesize, e.curate, first=first)
+
+    for strength in e.perturb.shown if folder.name == "perturbed" else ():
+        at(strength, folder.with_name(f"shown-{strength:g}"), first=1)
+    return at(e.perturb.strength, folder)
 
 
-_STAGES: dict[str, tuple[str, Callable[[_Maker, Task, Path], ImageSet]]] = {
+_STAGES: dict[str, tuple[str, Callable[[_Maker, Experiment, Task, Path], ImageSet]]] = {
     "retrieved": ("retrieve", _retrieved),
     "synthetic": ("synthesize", _synthetic),
     "perturbed": ("perturb", _perturbed),

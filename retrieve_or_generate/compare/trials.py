@@ -58,7 +58,7 @@ class _Bench:
         from retrieve_or_generate.pixels import decode_all
 
         if (task, source) not in self.sets:
-            folder = set_folder(self.out, task, source, self.experiment)
+            folder = set_folder(self.out, task, source)
             image_set = load_image_set(folder, task, verify=False)  # verified when the run was planned
             keys = image_set.kept["key"].tolist()
             pixels = decode_all(image_set.images(keys), self.clip.image_size)

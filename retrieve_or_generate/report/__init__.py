@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from retrieve_or_generate.report import figures, page, tables
+from retrieve_or_generate.report import figures, page, side_by_side, tables
 from retrieve_or_generate.report.drawing import styled
 from retrieve_or_generate.report.run import Run, open_run
-from retrieve_or_generate.report.verdict import PRIMARY_PAIR, make_verdict, verdict_text
+from retrieve_or_generate.report.verdict import make_verdict, verdict_text
 from retrieve_or_generate.store import write_bytes, write_json
 
 __all__ = ["make_verdict", "verdict_text", "write_report"]
@@ -20,7 +20,12 @@ __all__ = ["make_verdict", "verdict_text", "write_report"]
 
 def _verdict(run: Run) -> dict[str, Any]:
     return make_verdict(
-        run.results, experiment=run.experiment.name, tasks=run.tasks, pocket=run.pocket, missing=run.missing()
+        run.results,
+        experiment=run.experiment.name,
+        tasks=run.tasks,
+        primary=run.experiment.primary,
+        pocket=run.pocket,
+        missing=run.missing(),
     )
 
 
@@ -34,8 +39,10 @@ def write_report(run_folder: Path) -> Path:
     costs = tables.costs(run.results, run.stages)
     with styled():
         drawn = page.Figures(
-            contrasts=figures.contrast_panels(verdict, run.tasks, PRIMARY_PAIR),
+            contrasts=figures.contrast_panels(verdict, run.tasks),
             accuracy=figures.accuracy_panels(run.results, run.tasks),
+            sources=side_by_side.sources_panels(run.results, run.tasks),
+            strength=side_by_side.strength_panels(run.results, run.tasks),
             overview=figures.accuracy_overview(run.results, run.tasks),
             curation=figures.curation_panels(curation, run.tasks),
             cost=figures.cost_panel(costs),

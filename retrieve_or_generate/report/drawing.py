@@ -11,9 +11,11 @@ import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import matplotlib
 import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from retrieve_or_generate.report.escaping import shortened
@@ -22,7 +24,8 @@ from retrieve_or_generate.report.tables import SOURCES
 INK, MUTED, RULE = "#1d2329", "#5c6670", "#dfe3e8"
 _COLOURS = dict(zip(SOURCES, ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#5c6670"), strict=True))
 _MARKERS = dict(zip(SOURCES, ("o", "s", "^", "D", ""), strict=True))
-_OTHER_COLOURS = ("#e69f00", "#56b4e9", "#882255", "#999933")
+_OTHER_COLOURS = ("#e69f00", "#56b4e9", "#882255", "#999933", "#cc79a7", "#332288", "#44aa99")
+_STRENGTHS = matplotlib.colormaps["Greens"]
 _PAGE_FONTS = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'DejaVu Sans',sans-serif"
 _STYLE = {
     "svg.hashsalt": "rog",
@@ -65,16 +68,32 @@ class Drawing:
 
 
 def colour_of(source: str) -> str:
+    """A source's own; one of several of a kind has a colour of its name, or of its strength, darker the larger."""
+    strength = strength_of(source)
+    if strength is not None:
+        return to_hex(_STRENGTHS(0.3 + 0.6 * min(strength, 1.0)))
     return _COLOURS.get(source, _OTHER_COLOURS[sum(source.encode()) % len(_OTHER_COLOURS)])
 
 
 def marker_of(source: str) -> str:
-    return _MARKERS.get(source, "v")
+    return _MARKERS.get(source.partition("-")[0], "v")
 
 
 def label_of(source: str) -> str:
     """The source's name where room is scarce."""
-    return "off the shelf" if source == "none" else shortened(source, 11)
+    name = source.partition("-")[2]
+    if strength_of(source) is not None:
+        return f"strength {name}"
+    return "off the shelf" if source == "none" else shortened(name or source, 14)
+
+
+def strength_of(source: str) -> float | None:
+    """0.4 of `perturbed-0.4`."""
+    kind, _, name = source.partition("-")
+    try:
+        return float(name) if kind == "perturbed" else None
+    except ValueError:
+        return None
 
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:

@@ -163,8 +163,9 @@ def _contrast_row(axes: Axes, height: float, contrast: dict[str, Any]) -> None:
     )
 
 
-def contrast_panels(verdict: dict[str, Any], tasks: Sequence[str], pair: tuple[str, str]) -> dict[str, Drawing]:
-    """A panel for each task: a − b with its interval, for every metric and scale."""
+def contrast_panels(verdict: dict[str, Any], tasks: Sequence[str]) -> dict[str, Drawing]:
+    """A panel for each task: the primary pair's a − b with its interval, for every metric and scale."""
+    pair = verdict["primary"]["a"], verdict["primary"]["b"]
     chosen = [contrast for contrast in verdict["contrasts"] if (contrast["a"], contrast["b"]) == pair]
     ends = [
         100 * abs(value)

@@ -22,7 +22,7 @@ from retrieve_or_generate.report.drawing import Drawing
 from retrieve_or_generate.report.escaping import shortened, visible
 from retrieve_or_generate.report.run import Run
 from retrieve_or_generate.report.tables import METRICS, REASON_WORDS, in_order
-from retrieve_or_generate.report.verdict import POCKET_CAVEAT, PRIMARY_METRIC, PRIMARY_PAIR, count_of
+from retrieve_or_generate.report.verdict import POCKET_CAVEAT, PRIMARY_METRIC, count_of
 
 _HERE = Path(__file__).parent
 _OUTCOMES = {
@@ -40,12 +40,15 @@ class Figures:
 
     contrasts: dict[str, Drawing]
     accuracy: dict[tuple[str, str], Drawing]
+    sources: dict[tuple[str, str], Drawing]
+    strength: dict[tuple[str, str], Drawing]
     overview: Drawing
     curation: dict[str, Drawing]
     cost: Drawing
 
     def all(self) -> list[Drawing]:
-        return [*self.contrasts.values(), *self.accuracy.values(), self.overview, *self.curation.values(), self.cost]
+        panels = (self.contrasts, self.accuracy, self.sources, self.strength, self.curation)
+        return [drawing for drawn in panels for drawing in drawn.values()] + [self.overview, self.cost]
 
 
 def _embedded(drawing: Drawing, task: str = "") -> dict[str, str]:
@@ -102,7 +105,7 @@ def _cards(verdict: dict[str, Any], figures: Figures) -> list[dict[str, Any]]:
             "sentence": _typeset(headline["sentence"]),
         }
         card["outcome"] = _OUTCOMES[headline["status"]].format(winner=str(winner).capitalize())
-        card["won"] = winner if winner in PRIMARY_PAIR else None
+        card["won"] = winner and winner.partition("-")[0]
         card |= {"detectable": None, "contrast": None}
         detectable = primary.get(task, {}).get("minimum_detectable_effect")
         if headline["status"] == "no_difference_shown" and detectable:
@@ -221,8 +224,9 @@ def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
     sections = [
         ("verdict", "Verdict", True),
         ("accuracy", "Accuracy", True),
+        ("sources", "Sources", context["by_source"]),
         ("images", "Images", True),
-        ("strength", "Strength", context["strengths"]),
+        ("strength", "Strength", context["strengths"] or context["by_strength"]),
         ("curation", "Curation", context["curation"]),
         ("cost", "Cost", True),
         ("reading", "How to read this", True),
@@ -231,12 +235,10 @@ def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
     return [(anchor, name) for anchor, name, there in sections if there]
 
 
-def _metric_blocks(run: Run, figures: Figures) -> list[dict[str, Any]]:
+def _metric_blocks(run: Run, drawn: dict[tuple[str, str], Drawing]) -> list[dict[str, Any]]:
     blocks = []
     for metric, words in METRICS.items():
-        panels = [
-            _embedded(figures.accuracy[task, metric], task) for task in run.tasks if (task, metric) in figures.accuracy
-        ]
+        panels = [_embedded(drawn[task, metric], task) for task in run.tasks if (task, metric) in drawn]
         if panels:
             blocks.append({"name": words[0].upper() + words[1:], "panels": panels})
     return blocks
@@ -263,6 +265,7 @@ def render(
     """The page as UTF-8. Text from outside is made visible here and escaped by jinja2."""
     style = (_HERE / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    primary = verdict["primary"]
     context: dict[str, Any] = {
         "title": visible(run.experiment.name),
         "style": markupsafe.Markup(style),
@@ -270,11 +273,13 @@ def render(
         "summary": _summary(run),
         "pocket": run.pocket,
         "pocket_caveat": POCKET_CAVEAT,
-        "primary_words": f"{' − '.join(PRIMARY_PAIR)}, {METRICS[PRIMARY_METRIC]} on test",
+        "primary_words": f"{visible(primary['a'])} − {visible(primary['b'])}, {METRICS[PRIMARY_METRIC]} on test",
         "cards": _cards(verdict, figures),
         "any_contrast": bool(figures.contrasts),
         "caveats": [_typeset(caveat) for caveat in verdict["caveats"] if caveat != POCKET_CAVEAT],
-        "metrics": _metric_blocks(run, figures),
+        "metrics": _metric_blocks(run, figures.accuracy),
+        "by_source": _metric_blocks(run, figures.sources),
+        "by_strength": _metric_blocks(run, figures.strength),
         "equivalences": [_typeset(row["sentence"]) for row in verdict["equivalences"]],
         "galleries": _galleries(run),
         "per_class": pictures.PER_STRIP * pictures.STRIPS,

@@ -16,12 +16,18 @@ import pandas as pd
 from retrieve_or_generate.image_set import ImageSet
 from retrieve_or_generate.pixels import decode, encode_jpeg, to_square
 from retrieve_or_generate.report.escaping import visible
-from retrieve_or_generate.report.tables import in_order, label_of
+from retrieve_or_generate.report.tables import in_order, label_of, name_of
 
-PER_STRIP, STRIPS, CLASSES, COLUMNS = 4, 2, 12, 6
+PER_STRIP, STRIPS, CLASSES, COLUMNS = 4, 2, 12, 12
 """Thumbnails side by side, strips a class (they stack on a narrow screen), most classes and sources shown of a task."""
 _GAP = 2
-_SHOWABLE = ("", "duplicate", "clip_score", "not_selected", "class_cap")  # of the dropped, only those dropped for no fault of content
+_SHOWABLE = (
+    "",
+    "duplicate",
+    "clip_score",
+    "not_selected",
+    "class_cap",
+)  # of the dropped, only those dropped for no fault of content
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def _class_strips(image_set: ImageSet, labels: Sequence[int]) -> dict[int, tuple
 
 def gallery(sets: Sequence[ImageSet]) -> Gallery | None:
     """The first set of each source of one task, side by side; None when there is none."""
-    first = {image_set.source: image_set for image_set in reversed(sets)}
+    first = {name_of(image_set): image_set for image_set in reversed(sets)}
     shown = [first[source] for source in in_order(first)][:COLUMNS]
     if not shown:
         return None

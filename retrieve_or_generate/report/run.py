@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.experiment import Experiment, load_experiment
 from retrieve_or_generate.image_set import SEAL, ImageSet, load_image_set
-from retrieve_or_generate.report.tables import in_order
+from retrieve_or_generate.report.tables import in_order, name_of
 from retrieve_or_generate.store import read_json
 
 COLUMNS = (
@@ -110,8 +110,8 @@ def _check_trials(folder: Path, results: pd.DataFrame) -> None:
 def _sets(folder: Path) -> tuple[ImageSet, ...]:
     """The finished image sets of the run: by source, a source's sets by folder name."""
     sets = [load_image_set(path.parent) for path in sorted((folder / "sets").glob(f"*/*/{SEAL}"))]
-    order = in_order(image_set.source for image_set in sets)
-    return tuple(sorted(sets, key=lambda image_set: order.index(image_set.source)))
+    order = in_order(map(name_of, sets))
+    return tuple(sorted(sets, key=lambda image_set: order.index(name_of(image_set))))
 
 
 def open_run(folder: Path) -> Run:

@@ -41,9 +41,21 @@ REASON_WORDS = {
 
 
 def in_order(sources: Iterable[str]) -> list[str]:
-    """Distinct sources in the order of `SOURCES`."""
+    """Distinct sources in the order of `SOURCES`; several of a kind by number, where their names end in one, else by name."""
     rank = {source: index for index, source in enumerate(SOURCES)}
-    return sorted(set(sources), key=lambda source: (rank.get(source, rank["none"] - 0.5), source))
+
+    def place(source: str) -> tuple[float, float, str]:
+        kind, _, name = source.partition("-")
+        return rank.get(kind, rank["none"] - 0.5), _number(name), source
+
+    return sorted(set(sources), key=place)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0
 
 
 def test_scores(results: pd.DataFrame, metric: str) -> dict[tuple[str, str, int], pd.Series]:
@@ -70,10 +82,16 @@ def cells(results: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
+def name_of(image_set: ImageSet) -> str:
+    """What the run calls its source: `retrieved`, `synthetic-llm`."""
+    name = image_set.folder.name
+    return name if name.startswith(f"{image_set.source}-") else image_set.source
+
+
 def label_of(image_set: ImageSet) -> str:
-    """The set's source, with its strength if it has one: `retrieved`, `perturbed 0.4`."""
-    strengths = np.unique(image_set.manifest["strength"].dropna())
-    return f"{image_set.source} {strengths[0]:.3g}" if len(strengths) == 1 else image_set.source
+    """The same, with the strength where there is one and the name does not say it: `perturbed 0.4`."""
+    strengths, name = np.unique(image_set.manifest["strength"].dropna()), name_of(image_set)
+    return f"{name} {strengths[0]:.3g}" if len(strengths) == 1 and name == image_set.source else name
 
 
 def curation(sets: Sequence[ImageSet]) -> list[dict[str, Any]]:
@@ -81,7 +99,7 @@ def curation(sets: Sequence[ImageSet]) -> list[dict[str, Any]]:
     rows = []
     for image_set in sets:
         reasons = image_set.manifest["reason"].value_counts()
-        row: dict[str, Any] = {"task": image_set.task, "source": image_set.source, "label": label_of(image_set)}
+        row: dict[str, Any] = {"task": image_set.task, "source": name_of(image_set), "label": label_of(image_set)}
         row |= {"candidates": len(image_set.manifest), "reasons": {name: int(reasons.get(name, 0)) for name in REASONS}}
         row |= {"kept": len(image_set.kept), "fewest": int(image_set.counts().min())}
         row["emptiest"] = image_set.class_names[int(image_set.counts().argmin())]

@@ -1,8 +1,8 @@
 """The verdict: what the seeds of a run carry, in numbers and in words, and not more.
 
-One contrast per task is primary, named before any result is seen: retrieved − synthetic, linear-probe accuracy on test, largest
-scale. Only these can make a claim, after Holm's correction over the tasks. All other contrasts are exploratory: they have the
-same intervals, uncorrected, and claim nothing.
+One contrast per task is primary, named by the experiment before any result is seen: retrieved − synthetic unless it says
+otherwise, linear-probe accuracy on test, largest scale. Only these can make a claim, after Holm's correction over the tasks. All
+other contrasts are exploratory: they have the same intervals, uncorrected, and claim nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from retrieve_or_generate.report.escaping import visible
 from retrieve_or_generate.report.tables import METRICS, cells, in_order, test_scores
 
 PRIMARY_METRIC = "linear_probe_accuracy"
-PRIMARY_PAIR = ("retrieved", "synthetic")
 ALPHA = 1 - stats.CONFIDENCE
 POCKET_CAVEAT = "Pocket numbers say nothing about LAION-2B."
 
@@ -43,6 +42,7 @@ _NUMBER_WORDS = [
     "twelve",
 ]
 Scores = dict[tuple[str, str, int], pd.Series]
+Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _contrast(scores: Scores, task: str, scale: int, metric: str, a: str, b: str
     return Contrast(task, scale, metric, a, b, seeds, tuple((x - y).tolist()), interval, primary)
 
 
-def _contrasts(results: pd.DataFrame, tasks: Sequence[str]) -> list[Contrast]:
+def _contrasts(results: pd.DataFrame, tasks: Sequence[str], pair: Pair) -> list[Contrast]:
     found = []
     for metric in METRICS:
         scores = test_scores(results, metric)
@@ -159,7 +159,7 @@ def _contrasts(results: pd.DataFrame, tasks: Sequence[str]) -> list[Contrast]:
             sources = in_order(source for name, source, _ in scores if name == task)
             for scale in scales:
                 for a, b in combinations(sources, 2):
-                    primary = metric == PRIMARY_METRIC and (a, b) == PRIMARY_PAIR and scale == scales[-1]
+                    primary = metric == PRIMARY_METRIC and (a, b) == pair and scale == scales[-1]
                     contrast = _contrast(scores, task, scale, metric, a, b, primary)
                     if contrast:
                         found.append(contrast)
@@ -179,12 +179,12 @@ def _corrected(contrasts: list[Contrast]) -> list[Contrast]:
     return contrasts
 
 
-def _equivalences(results: pd.DataFrame, tasks: Sequence[str]) -> list[dict[str, Any]]:
+def _equivalences(results: pd.DataFrame, tasks: Sequence[str], pair: Pair) -> list[dict[str, Any]]:
     """For both directions of the primary pair: how many images of one do what the largest scale of the other does."""
     scores = test_scores(results, PRIMARY_METRIC)
     found = []
     for task in tasks:
-        for a, b in (PRIMARY_PAIR, PRIMARY_PAIR[::-1]):
+        for a, b in (pair, pair[::-1]):
             scales = sorted(scale for name, source, scale in scores if (name, source) == (task, a))
             goals = [scale for name, source, scale in scores if (name, source) == (task, b)]
             if not scales or not goals:
@@ -238,10 +238,16 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _headline(contrasts: Sequence[Contrast], task: str) -> dict[str, Any]:
+def _ordered(pair: Pair) -> Pair:
+    """As the two are subtracted."""
+    a, b = in_order(pair)
+    return a, b
+
+
+def _headline(contrasts: Sequence[Contrast], task: str, pair: Pair) -> dict[str, Any]:
     primary = next((contrast for contrast in contrasts if contrast.primary and contrast.task == task), None)
     if primary is None:
-        a, b = PRIMARY_PAIR
+        a, b = map(visible, pair)
         sentence = f"no claim on {visible(task)}: no seed has both {a} and {b} at one scale."
         return {"task": task, "status": "no_claim", "winner": None, "scale": None, "sentence": sentence}
     record = primary.record()
@@ -253,33 +259,37 @@ def make_verdict(
     *,
     experiment: str = "",
     tasks: Sequence[str] | None = None,
+    primary: Pair = ("retrieved", "synthetic"),
     pocket: bool = False,
     missing: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What `verdict.json` holds, as plain values; the order of the rows of `results` does not matter.
 
-    `tasks` gives the order of the tasks (by name if None), `missing` names trials of the grid that are not there. Scores and
+    `tasks` gives the order of the tasks (by name if None), `primary` the two sources of the primary contrasts, `missing` names
+    trials of the grid that are not there. Scores and
     differences are in [-1, 1], sentences in points; an undefined number is None. Raises `IntegrityError` for a NaN score.
     """
     tasks = list(tasks) if tasks is not None else sorted(set(results["task"]))
-    contrasts = _contrasts(results, tasks)
-    a, b = PRIMARY_PAIR
+    a, b = pair = _ordered(primary)
+    contrasts = _contrasts(results, tasks, pair)
     verdict = {
         "experiment": experiment,
         "pocket": pocket,
         "confidence": stats.CONFIDENCE,
         "primary": {
             "contrast": f"{a} - {b}",
+            "a": a,
+            "b": b,
             "metric": PRIMARY_METRIC,
             "scale": "largest of each task",
             "correction": "Holm over tasks",
             "family": sum(contrast.primary for contrast in contrasts),
         },
-        "headlines": [_headline(contrasts, task) for task in tasks],
+        "headlines": [_headline(contrasts, task, pair) for task in tasks],
         "caveats": _caveats(contrasts, pocket, missing),
         "missing": list(missing),
         "contrasts": [contrast.record() for contrast in contrasts],
-        "equivalences": _equivalences(results, tasks),
+        "equivalences": _equivalences(results, tasks, pair),
         "cells": cells(results),
     }
     return _plain(verdict)

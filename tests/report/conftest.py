@@ -147,7 +147,12 @@ def fake_run(
         for strength in strengths:
             first = None if strength == 0.4 else 1
             fake_set(
-                folder / "sets" / task / f"perturbed-{strength}", task, "perturbed", per_class, strength, first=first
+                folder / "sets" / task / ("perturbed" if first is None else f"shown-{strength}"),
+                task,
+                "perturbed",
+                per_class,
+                strength,
+                first=first,
             )
     return folder
 

@@ -50,7 +50,7 @@ def test_a_panel_names_its_axes_scales_and_sources(results_of: Callable[..., pd.
 
 def test_contrasts_show_every_scale_and_who_is_ahead_on_which_side(results_of: Callable[..., pd.DataFrame]) -> None:
     with styled():
-        panel = figures.contrast_panels(make_verdict(results_of()), ["digits"], PAIR)["digits"]
+        panel = figures.contrast_panels(make_verdict(results_of()), ["digits"])["digits"]
     found = words_of(panel)
     assert found.count("n = 200") == 2  # one a metric
     assert "← synthetic ahead  |  retrieved ahead →" in found
@@ -75,7 +75,7 @@ def test_one_seed_one_scale_and_no_baseline_can_be_drawn(results_of: Callable[..
     results = results[results["source"] != "none"]
     with styled():
         panels = figures.accuracy_panels(results, ["digits"])
-        contrast = figures.contrast_panels(make_verdict(results), ["digits"], PAIR)
+        contrast = figures.contrast_panels(make_verdict(results), ["digits"])
     assert "50" in words_of(panels["digits", "zero_shot_accuracy"])
     assert "n = 50" in words_of(contrast["digits"])
 
@@ -83,7 +83,7 @@ def test_one_seed_one_scale_and_no_baseline_can_be_drawn(results_of: Callable[..
 def test_a_task_without_results_has_no_panel(results_of: Callable[..., pd.DataFrame]) -> None:
     with styled():
         assert figures.accuracy_panels(results_of(), ["cars"]) == {}
-        assert figures.contrast_panels(make_verdict(results_of()), ["cars"], PAIR) == {}
+        assert figures.contrast_panels(make_verdict(results_of()), ["cars"]) == {}
         assert figures.curation_panels([], ["cars"]) == {}
 
 
