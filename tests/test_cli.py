@@ -251,6 +251,12 @@ def test_an_index_is_built_checked_and_searched(tmp_path: Path, capsys: pytest.C
         (["index", "search", "gone", "falcon"], "gone: no finished index"),
         (["index", "serch"], "Did you mean 'search'?"),
         (["status", "gone"], "gone: not a run"),
+        (["retrieve", "--task", ""], "--task is empty; give it a value or leave it out"),
+        (["retrieve", "--pool="], "--pool is empty"),
+        (["synthesize", "--like", "", "--out", "x"], "--like is empty"),
+        (["verify", ""], "an argument is empty"),
+        (["retrieve", "--set", "tasks=['']"], "a task without a name"),
+        (["retrieve", "--set", "pool=''"], "unknown pool ''"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_writes_nothing(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,6 +16,7 @@ import typer
 from retrieve_or_generate import __version__
 from retrieve_or_generate.cli import embed, index, records, stages, takedown
 from retrieve_or_generate.endings import exit_code
+from retrieve_or_generate.errors import UsageError
 
 app = typer.Typer(name="rog", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 _VERBS: tuple[Callable[..., None], ...] = (
@@ -63,4 +65,16 @@ def _rog(
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run `rog` and exit; `endings.py` says with which codes."""
-    sys.exit(exit_code(lambda: app(args=arguments, prog_name="rog", standalone_mode=False)))
+    given = sys.argv[1:] if arguments is None else arguments
+    sys.exit(exit_code(lambda: _run(given)))
+
+
+def _run(arguments: list[str]) -> int | None:
+    """Refuses empty arguments: as a folder "" would be the one we are in, as a name it would stand for the default."""
+    for before, argument in pairwise(["", *arguments]):
+        option, _, value = argument.partition("=")
+        if not argument or (option.startswith("--") and "=" in argument and not value):
+            what = option or (before if before.startswith("-") else "an argument")
+            raise UsageError(f"{what} is empty; give it a value or leave it out (is a variable of your shell unset?)")
+    code: int | None = app(args=arguments, prog_name="rog", standalone_mode=False)
+    return code

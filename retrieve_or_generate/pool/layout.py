@@ -155,7 +155,7 @@ def open_pool(name: str) -> Pool:
         IncompleteError: the pool is not finished.
     """
     place = _pocket() if name == "pocket" else Path(name)
-    found = find_parts(place)
+    found = find_parts(place) if name else None  # Path("") is the working folder
     if found is None:
         raise UsageError(
             f"unknown pool {name!r}: give 'pocket', or a folder with img_emb/ and metadata/ as clip-retrieval writes it"

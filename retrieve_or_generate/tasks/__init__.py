@@ -33,6 +33,10 @@ def task_names() -> list[str]:
 
 def load_task(name: str) -> Task:
     """A named task, or the one in a folder; `UsageError` gives the nearest name."""
+    if not name:  # as a path it would be the working folder
+        raise UsageError(
+            f"a task without a name; give a folder in CLIP_benchmark's layout, or one of {', '.join(_NAMED)}"
+        )
     if name in _NAMED:
         return read_task(_NAMED[name](), name)
     if Path(name).is_dir():
