@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from retrieve_or_generate.errors import UsageError, unknown_name
 from retrieve_or_generate.settings import (
@@ -21,6 +20,7 @@ from retrieve_or_generate.settings import (
     Settings,
     SynthesizeSettings,
 )
+from retrieve_or_generate.yaml_files import read_mapping, validated
 
 KINDS = ("none", "retrieved", "synthetic", "perturbed")
 """Where training images come from. A source is one of these, or `KIND-NAME`: one more set of a kind that can have several."""
@@ -142,10 +142,7 @@ T = TypeVar("T", bound=Settings)
 
 def _merged(settings: T, given: dict[str, Any], where: str) -> T:
     """`settings` with what is `given` on top, validated anew."""
-    try:
-        return type(settings).model_validate(_on_top(settings.model_dump(exclude_unset=True), given))
-    except ValidationError as error:
-        raise ValueError(str(_explain(error, where, type(settings)))) from None
+    return validated(type(settings), _on_top(settings.model_dump(exclude_unset=True), given), where)
 
 
 def _on_top(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -157,38 +154,6 @@ def _on_top(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 def _nest(one: Any, other: Any) -> bool:
     return isinstance(one, dict) and isinstance(other, dict)
-
-
-def _known_keys(location: tuple[int | str, ...], model: Any) -> list[str]:
-    """Keys of `model` that are allowed where an unknown one was found."""
-    for part in location:
-        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        if field is None:
-            return []
-        model = field.annotation
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
-
-
-_PLAINLY = {  # what pydantic says in words of Python
-    "tuple_type": "input should be a list, such as [a, b]",
-    "too_short": "input should be a list with at least one value",
-    "model_type": "input should be a mapping of keys to values",
-}
-
-
-def _explain(error: ValidationError, where: str, model: type[Settings]) -> UsageError:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # which of several types
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1], model)
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return UsageError(f"{where}: unknown key {key!r}{hint} (known: {', '.join(known)})")
-    given = first.get("input")
-    whole = isinstance(given, dict | list | BaseModel) and first["type"] == "value_error"  # the message says what of it
-    shown = "" if whole or first["type"] == "missing" else f", not {str(given)[:60]!r}"
-    message = _PLAINLY.get(first["type"], first["msg"].removeprefix("Value error, "))
-    return UsageError(f"{f'{where}: {key}' if key else where}: {message[0].lower() + message[1:]}{shown}")
 
 
 def _set(values: dict[str, Any], assignment: str) -> None:
@@ -208,30 +173,12 @@ def _set(values: dict[str, Any], assignment: str) -> None:
 
 def parse_experiment(values: dict[str, Any], where: str = "experiment") -> Experiment:
     """A validated `Experiment` from plain values; `UsageError` names the key, the problem and what is allowed."""
-    try:
-        return Experiment.model_validate(values)
-    except ValidationError as error:
-        raise _explain(error, where, Experiment) from None
-
-
-def _in_a_line(error: Exception) -> str:
-    """What is wrong and, of YAML, in which line."""
-    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-    return f"line {mark.line + 1}: {problem}" if problem and mark else str(error).splitlines()[0]
+    return validated(Experiment, values, where)
 
 
 def load_experiment(path: Path | None = None, overrides: tuple[str, ...] = (), **fields: Any) -> Experiment:
     """The experiment in `path` (the pocket one if None), with `a.b=c` overrides and then `fields` that are not None on top."""
-    values: Any = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise UsageError(f"{path}: no such experiment file") from error
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"{path}: not readable as YAML ({_in_a_line(error)})") from error
-        if not isinstance(values, dict):
-            raise UsageError(f"{path}: an experiment file is a mapping of keys to values")
+    values = read_mapping(path, "an experiment file") if path else {}
     for assignment in overrides:
         _set(values, assignment)
     values.update({name: value for name, value in fields.items() if value is not None})

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.yaml_files import read_mapping, validated
 
 Modality = Literal["image", "text"]
 
@@ -69,13 +69,7 @@ def find_parts(place: Path) -> tuple[PoolList, tuple[Path, ...]] | None:
 
 
 def _read_list(path: Path) -> PoolList:
-    try:
-        told = PoolList.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    told = validated(PoolList, read_mapping(path, "a list of a pool's parts"), str(path))
     if not told.parts:
         raise UsageError(f"{path}: parts is empty; name the folders of the pool in the order of their rows")
     return told

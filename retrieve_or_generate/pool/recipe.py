@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from retrieve_or_generate.errors import UsageError, unknown_name
 from retrieve_or_generate.pool.layout import Modality, Pool
 from retrieve_or_generate.store import content_key
+from retrieve_or_generate.yaml_files import read_mapping, validated
 
 RECIPES = Path(__file__).parents[1] / "indexes"
 LEAST_QUERIES = 100
@@ -76,10 +76,4 @@ def load_recipe(name: str) -> IndexRecipe:
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
         raise unknown_name("index recipe", name, (known.stem for known in RECIPES.glob("*.yaml")))
-    try:
-        return IndexRecipe.model_validate({"name": path.stem, **yaml.safe_load(path.read_text(encoding="utf-8"))})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not a mapping in YAML ({str(error).splitlines()[0]})") from None
+    return validated(IndexRecipe, {"name": path.stem, **read_mapping(path, "an index recipe")}, str(path))

@@ -264,7 +264,7 @@ def test_recipes(tmp_path: Path) -> None:
         load_recipe("poket")
     bad = tmp_path / "bad.yaml"
     bad.write_text("pool: x\nnprob: 3\n")
-    with pytest.raises(UsageError, match=r"bad.yaml: model: Field required"):
+    with pytest.raises(UsageError, match=r"bad.yaml: model: field required"):
         load_recipe(str(bad))
     bad.write_text("- a\n")
     with pytest.raises(UsageError, match="not a mapping"):

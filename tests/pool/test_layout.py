@@ -234,9 +234,13 @@ def test_a_list_names_parts_in_another_order_and_the_model(tmp_path: Path) -> No
     [
         ("parts: [a, c]", r"pool.yaml: part .*/c has neither img_emb/ nor npz files"),
         ("parts: []", "parts is empty"),
-        ("part: [a]", "pool.yaml: part"),
-        ("parts: [", "not YAML"),
-        ("- a", "pool.yaml"),
+        ("part: [a]", r"pool.yaml: parts: field required"),
+        ("parts: [a]\nparts_: [b]", r"pool.yaml: unknown key 'parts_'; did you mean 'parts'\?"),
+        ("parts: a", r"pool.yaml: parts: input should be a list, such as \[a, b\], not 'a'"),
+        ("parts: [1]", "pool.yaml: parts.0: input should be a valid string, not '1'"),
+        ("parts: [", "not readable as YAML"),
+        ("- a", "pool.yaml: a list of a pool's parts is a mapping of keys to values"),
+        ("", "is a mapping of keys to values"),
     ],
 )
 def test_a_list_that_is_none(tmp_path: Path, text: str, words: str) -> None:
