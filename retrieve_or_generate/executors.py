@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import cycle, islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -31,6 +32,7 @@ Work = Callable[[P], R]
 Progress = Callable[[str, int, int], None]
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+_PLAIN = (UsageError, IncompleteError, OSError, MemoryError)  # what says enough without its traceback
 _PATIENCE_SECONDS = 2.0
 _TELL_SECONDS = 0.1
 # On Linux workers are forked from a server that has imported what all of them need (half a gigabyte that they share, and seconds
@@ -64,7 +66,7 @@ def tell(what: str, done: int, total: int) -> None:
 
 def run_units(
     units: Sequence[Unit[P]],
-    prepare: Callable[[], Work[P, R]],
+    prepare: Callable[[], Work[P, R]] | Sequence[Callable[[], Work[P, R]]],
     jobs: int = 1,
     *,
     apart: bool = False,
@@ -75,18 +77,20 @@ def run_units(
     `prepare` loads what units share and returns the function that does one. With more than one job it is called once in every
     worker, so it must pickle (a module-level function, or a partial of one). A worker sees one thread; with one job, all runs in
     this process and with its threads, and so does a single unit unless it is to run `apart`, which frees its memory at the end.
-    `progress` hears what units `tell`. Closing the iterator ends the workers.
+    Workers that differ (each has a device of its own) are given as several `prepare`, of which worker i takes the i-th, and so on
+    round. `progress` hears what units `tell`. Closing the iterator ends the workers.
 
     Raises:
-        IncompleteError: a worker died; its unit is named. `UsageError`s and `IncompleteError`s of a unit come through as they are,
-        anything else as a RuntimeError that carries the worker's traceback.
+        IncompleteError: a worker died; its unit is named. `UsageError`s, `IncompleteError`s, and what the system refuses
+        (`OSError`, `MemoryError`) come through as they are, anything else as a RuntimeError that carries the worker's traceback.
     """
     if jobs < 1:
         raise UsageError(f"jobs must be 1 or more, not {jobs}")
     waiting = deque(sorted(units, key=lambda unit: -unit.cost))
+    prepares = [prepare] if callable(prepare) else list(prepare)
     if jobs == 1 or len(waiting) < (1 if apart else 2):
-        return _run_here(waiting, prepare, progress)
-    return _run_in_workers(waiting, prepare, min(jobs, len(waiting)), progress)
+        return _run_here(waiting, prepares[0], progress)
+    return _run_in_workers(waiting, list(islice(cycle(prepares), min(jobs, len(waiting)))), progress)
 
 
 def _run_here(
@@ -133,11 +137,11 @@ class _Told:
 
 
 def _run_in_workers(
-    waiting: deque[Unit[P]], prepare: Callable[[], Work[P, R]], jobs: int, progress: Progress | None
+    waiting: deque[Unit[P]], prepares: Sequence[Callable[[], Work[P, R]]], progress: Progress | None
 ) -> Iterator[tuple[Unit[P], R]]:
     workers: dict[Connection, _Worker[P]] = {}
     try:
-        for _ in range(jobs):
+        for prepare in prepares:
             worker = _start(prepare)
             workers[worker.pipe] = worker
             worker.give(waiting)
@@ -188,7 +192,7 @@ def _receive(worker: _Worker[P]) -> tuple[Unit[P], Any] | _Told:
     if isinstance(message, _Told):
         return message
     error, result = message
-    if isinstance(error, UsageError | IncompleteError):
+    if isinstance(error, _PLAIN):
         raise error
     if error is not None:
         raise RuntimeError(f"{worker.unit.name} failed in its worker\n{error}")
@@ -234,11 +238,18 @@ def _serve(prepare: Callable[[], Work[P, R]], pipe: Connection, environment: dic
             try:
                 work = work or prepare()
                 answer: tuple[Any, Any] = (None, work(payload))
-            except (UsageError, IncompleteError) as error:
+            except OSError as error:
+                answer = (_plainly(error) if error.errno is not None else traceback.format_exc(), None)
+            except _PLAIN as error:
                 answer = (error, None)
             except Exception:
                 answer = (traceback.format_exc(), None)
             pipe.send(answer)
+
+
+def _plainly(error: OSError) -> OSError:
+    """The same without what libraries add to it, which may not pickle."""
+    return OSError(error.errno, error.strerror, error.filename)
 
 
 class _Teller:

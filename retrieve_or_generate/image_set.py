@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
@@ -29,10 +29,21 @@ import pyarrow.parquet as pq
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.pixels import UndecodableImage, decode, suffix_of
 from retrieve_or_generate.seeds import generator_for
-from retrieve_or_generate.store import canonical_json, content_key, durable_file, read_json, read_seal, seal, write_json
+from retrieve_or_generate.store import (
+    canonical_json,
+    checksums,
+    content_key,
+    durable_file,
+    read_json,
+    read_seal,
+    seal,
+    write_json,
+)
 
 CANDIDATES, CANDIDATES_SEAL = "candidates.parquet", "candidates.json"
 MANIFEST_TABLE, SEAL = "manifest.parquet", "image_set.json"
+UNIT_FILES = ".unit-*"
+"""What a source that makes a set in parts knows of each finished one, until all are there."""
 
 REASONS = (
     *("nsfw", "unsafe", "blocked", "refused", "dead_link", "mismatch", "placeholder", "undecodable"),
@@ -101,24 +112,114 @@ def _visible(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
 
 
-def _start(folder: Path, key: str) -> None:
-    """Mark `folder` as begun and drop unfinished work in it; refuse a folder that is finished or not an image set's."""
+def start_candidates(folder: Path, key: str, fresh: bool = False) -> None:
+    """Mark `folder` as begun; refuse one that is finished or not an image set's. The caller holds its lock.
+
+    What was begun under the same key stays, for the caller to go on with; all else, and with `fresh` that too, is dropped.
+    """
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if not fresh and is_unfinished(folder) and read_json(folder / CANDIDATES_SEAL)["unfinished"] == key:
+        return
     write_json(folder / CANDIDATES_SEAL, {"unfinished": key})
-    for path in _visible(folder):
+    for path in [*_visible(folder), *folder.glob(UNIT_FILES)]:
         if path.name != CANDIDATES_SEAL:
             path.unlink()
 
 
-class _Tar:
-    """One shard being written. Every member has the same date, owner and mode."""
+class Candidate(TypedDict):
+    """One candidate as a writer takes it."""
 
-    def __init__(self, path: Path, exits: ExitStack):
-        self._file = exits.enter_context(tarfile.TarFile(path, "w", format=tarfile.USTAR_FORMAT))
-        self.members = 0
+    key: str
+    label: int
+    caption: str
+    origin: dict[str, Any]
+    query: str
+    image: bytes | None
+    strength: NotRequired[float]
+    reason: NotRequired[str]
 
-    def add(self, name: str, data: bytes) -> None:
+
+class ShardWriter(AbstractContextManager["ShardWriter"]):
+    """Writes candidates, in the order they come, and one shard with their images; `rows` is what the table says of them.
+
+    The shard is there when the block ends well, and not before; without an image there is none. Every member has the same date,
+    owner and mode.
+    """
+
+    def __init__(self, path: Path, source: str, class_names: Sequence[str]):
+        self._path, self._source, self._class_names = path, source, class_names
+        self._exits = ExitStack()
+        self._file: tarfile.TarFile | None = None
+        self.rows: list[dict[str, Any]] = []
+        self.images = 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exits.__exit__(kind, error, trace)
+
+    @property
+    def files(self) -> list[Path]:
+        """The shard, if there is one."""
+        return [self._path] if self.images else []
+
+    def add(
+        self,
+        *,
+        key: str,
+        label: int,
+        caption: str,
+        origin: dict[str, Any],
+        query: str,
+        image: bytes | None,
+        strength: float = math.nan,
+        reason: str = "",
+    ) -> None:
+        """One candidate. With a `reason` it is dropped at once, without image; bytes that are no picture give `undecodable`.
+
+        Either way it is a row. Raises `ValueError` for a key that is unsafe, a label out of range, a reason that is not one of
+        `REASONS`, and for neither image nor reason.
+        """
+        if reason and reason not in REASONS:
+            raise ValueError(f"reason {reason!r} is none of {REASONS}")
+        if image is None and not reason:
+            raise ValueError(f"candidate {key!r} has neither image nor reason")
+        row = self._row(key, label, caption, origin, query) | {"strength": strength}
+        if not reason and image is not None:
+            try:
+                self._store(row, image)
+            except UndecodableImage:
+                reason = "undecodable"
+        if reason:
+            row["status"] = "dropped"
+        self.rows.append(row | {"reason": reason})
+
+    def _row(self, key: str, label: int, caption: str, origin: dict[str, Any], query: str) -> dict[str, Any]:
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"key {key!r}: letters, digits, - and _ only, at most 80")
+        if not 0 <= label < len(self._class_names):
+            raise ValueError(f"label {label} of {key!r}: there are {len(self._class_names)} classes")
+        row: dict[str, Any] = {"key": key, "label": int(label), "class_name": self._class_names[label]}
+        row |= {"source": self._source, "caption": caption, "origin": canonical_json(origin), "query": query}
+        row |= {"shard": "", "width": 0, "height": 0, "sha256": "", "clip_score": math.nan, "rank": -1}
+        return row
+
+    def _store(self, row: dict[str, Any], image: bytes) -> None:
+        height, width = decode(image).shape[:2]
+        row |= {"shard": self._path.name, "width": width, "height": height}
+        row |= {"sha256": hashlib.sha256(image).hexdigest(), "status": "candidate"}
+        told = ("label", "class_name", "source", "query", "width", "height", "sha256")
+        facts = {name: row[name] for name in told} | {"origin": json.loads(row["origin"])}
+        self._member(f"{row['key']}.{suffix_of(image)}", image)
+        self._member(f"{row['key']}.txt", row["caption"].encode())
+        self._member(f"{row['key']}.json", canonical_json(facts).encode())
+        self.images += 1
+
+    def _member(self, name: str, data: bytes) -> None:
+        if self._file is None:
+            temporary = self._exits.enter_context(durable_file(self._path))
+            self._file = self._exits.enter_context(tarfile.TarFile(temporary, "w", format=tarfile.USTAR_FORMAT))
         member = tarfile.TarInfo(name)
         member.size = len(data)
         self._file.addfile(member, io.BytesIO(data))
@@ -143,96 +244,49 @@ class ImageSetWriter(AbstractContextManager["ImageSetWriter"]):
         shard_size: int = 1000,
     ):
         self._folder, self._key, self._shard_size = folder, key, shard_size
-        self._record: dict[str, Any] = {
-            "task": task,
-            "source": source,
-            "class_names": list(class_names),
-            "config": config,
-        }
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._record = {"task": task, "source": source, "class_names": list(class_names), "config": config}
+        self._keys: set[str] = set()
+        self._rows: list[dict[str, Any]] = []
         self._shards: list[Path] = []
-        self._tar: _Tar | None = None
-        self._exits = ExitStack()
-        _start(folder, key)
+        start_candidates(folder, key, fresh=True)
+        self._shard = self._next_shard()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._exits.__exit__(kind, error, trace)
+        self._shard.__exit__(kind, error, trace)
 
-    def _shard(self) -> _Tar:
-        """The open shard, a new one if there is none with room."""
-        if self._tar is not None and self._tar.members >= self._shard_size:
-            self._exits.close()
-            self._tar = None
-        if self._tar is None:
-            path = self._folder / f"{len(self._shards):05d}.tar"
-            self._tar = _Tar(self._exits.enter_context(durable_file(path)), self._exits)
-            self._shards.append(path)
-        return self._tar
+    def _next_shard(self) -> ShardWriter:
+        names: Any = self._record["class_names"]
+        return ShardWriter(self._folder / f"{len(self._shards):05d}.tar", str(self._record["source"]), names)
 
-    def _store(self, row: dict[str, Any], image: bytes) -> None:
-        height, width = decode(image).shape[:2]
-        tar = self._shard()
-        row |= {"shard": self._shards[-1].name, "width": width, "height": height}
-        row |= {"sha256": hashlib.sha256(image).hexdigest(), "status": "candidate"}
-        told = ("label", "class_name", "source", "query", "width", "height", "sha256")
-        facts = {name: row[name] for name in told} | {"origin": json.loads(row["origin"])}
-        tar.add(f"{row['key']}.{suffix_of(image)}", image)
-        tar.add(f"{row['key']}.txt", row["caption"].encode())
-        tar.add(f"{row['key']}.json", canonical_json(facts).encode())
-        tar.members += 1
+    def _close_shard(self) -> None:
+        self._shard.__exit__(None, None, None)
+        self._rows += self._shard.rows
+        self._shards += self._shard.files
+        self._shard = self._next_shard()
 
-    def _row(self, key: str, label: int, caption: str, origin: dict[str, Any], query: str) -> dict[str, Any]:
-        class_names = self._record["class_names"]
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"key {key!r}: letters, digits, - and _ only, at most 80")
-        if key in self._rows:
+    def add(self, **candidate: Unpack[Candidate]) -> None:
+        """One candidate, as `ShardWriter.add` takes it. Raises `ValueError`, too, for a key that was added before."""
+        if (key := candidate["key"]) in self._keys:
             raise ValueError(f"key {key!r} was added already")
-        if not 0 <= label < len(class_names):
-            raise ValueError(f"label {label} of {key!r}: there are {len(class_names)} classes")
-        row: dict[str, Any] = {"key": key, "label": int(label), "class_name": class_names[label]}
-        row |= {"source": self._record["source"], "caption": caption, "origin": canonical_json(origin), "query": query}
-        row |= {"shard": "", "width": 0, "height": 0, "sha256": "", "clip_score": math.nan, "rank": -1}
-        return row
-
-    def add(
-        self,
-        *,
-        key: str,
-        label: int,
-        caption: str,
-        origin: dict[str, Any],
-        query: str,
-        image: bytes | None,
-        strength: float = math.nan,
-        reason: str = "",
-    ) -> None:
-        """One candidate. With a `reason` it is dropped at once, without image; bytes that are no picture give `undecodable`.
-
-        Either way it is a row of the table. Raises `ValueError` for a key that is unsafe or was added before, a label out of
-        range, a reason that is not one of `REASONS`, and for neither image nor reason.
-        """
-        if reason and reason not in REASONS:
-            raise ValueError(f"reason {reason!r} is none of {REASONS}")
-        if image is None and not reason:
-            raise ValueError(f"candidate {key!r} has neither image nor reason")
-        row = self._row(key, label, caption, origin, query) | {"strength": strength}
-        if not reason and image is not None:
-            try:
-                self._store(row, image)
-            except UndecodableImage:
-                reason = "undecodable"
-        if reason:
-            row["status"] = "dropped"
-        self._rows[key] = row | {"reason": reason}
+        if self._shard.images >= self._shard_size:
+            self._close_shard()
+        self._shard.add(**candidate)
+        self._keys.add(key)
 
     def finish(self) -> None:
         """Write the last shard, `candidates.parquet`, and `candidates.json` last."""
-        self._exits.close()
-        write_table(self._folder / CANDIDATES, pa.Table.from_pylist(list(self._rows.values()), schema=MANIFEST))
-        files = [*self._shards, self._folder / CANDIDATES]
-        seal(self._folder, CANDIDATES_SEAL, self._key, files, **self._record)
+        self._close_shard()
+        table = pa.Table.from_pylist(self._rows, schema=MANIFEST)
+        seal_candidates(self._folder, self._key, table, checksums(self._folder, self._shards), **self._record)
+
+
+def seal_candidates(folder: Path, key: str, table: pa.Table, shards: dict[str, dict[str, Any]], **record: Any) -> None:
+    """Write `candidates.parquet`, and `candidates.json` last. `shards` gives size and sha256 of each, by name."""
+    write_table(folder / CANDIDATES, table)
+    files = shards | checksums(folder, [folder / CANDIDATES])
+    write_json(folder / CANDIDATES_SEAL, {"key": key, "files": files, **record})
 
 
 def candidates_record(folder: Path, key: str | None = None, verify: bool = True) -> dict[str, Any] | None:
@@ -264,13 +318,13 @@ def _counts_by_reason(manifest: pd.DataFrame, class_names: Sequence[str]) -> dic
 
 
 def seal_image_set(folder: Path, manifest: pa.Table, **record: Any) -> None:
-    """Write `manifest.parquet`, then `image_set.json` last: the candidates' key and config, `record`, counts and checksums."""
+    """Write `manifest.parquet`, then `image_set.json` last: what the candidates' record says, `record`, counts and checksums."""
     candidates = candidates_record(folder, verify=False)
     if candidates is None:
         raise UsageError(f"{folder}: its candidates are unfinished; run the same command again")
     write_table(folder / MANIFEST_TABLE, manifest)
     names = [*candidates["files"], CANDIDATES_SEAL, MANIFEST_TABLE]
-    told = {name: candidates[name] for name in ("task", "source", "class_names", "config")} | record
+    told = {name: value for name, value in candidates.items() if name not in ("key", "files")} | record
     told["counts"] = _counts_by_reason(manifest.to_pandas(), told["class_names"])
     told["record_key"] = content_key({"key": candidates["key"], **told})
     seal(folder, SEAL, candidates["key"], [folder / name for name in names], **told)

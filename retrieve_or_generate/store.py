@@ -113,13 +113,17 @@ def remove_leftovers(folder: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-def seal(folder: Path, name: str, key: str, files: Iterable[Path], **record: Any) -> dict[str, Any]:
-    """Write `folder/name` last: the key, what else is to be said, and size and sha256 of each of `files`."""
-    checksums = {
+def checksums(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of each of `files`, by its path in `folder`."""
+    return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(files)
     }
-    value = {"key": key, "files": checksums, **record}
+
+
+def seal(folder: Path, name: str, key: str, files: Iterable[Path], **record: Any) -> dict[str, Any]:
+    """Write `folder/name` last: the key, what else is to be said, and size and sha256 of each of `files`."""
+    value = {"key": key, "files": checksums(folder, files), **record}
     write_json(folder / name, value)
     return value
 
@@ -156,18 +160,19 @@ def read_seal(folder: Path, name: str, key: str | None = None, verify: bool = Tr
 
 
 @contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, wait: bool = False, name: str = ".lock", shared: bool = False) -> Iterator[None]:
     """Hold `folder` for this process; when another holds it, wait, or raise `UsageError` naming that process.
 
-    The lock dies with the process, so a killed run leaves nothing to clean up.
+    `shared`: together with others that share it, and with nobody who does not. A folder has one lock of each `name`. The lock dies
+    with the process, so a killed run leaves nothing to clean up.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file, where a folder is to be written; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
             raise UsageError(
