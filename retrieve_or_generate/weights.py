@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from retrieve_or_generate.errors import UsageError
@@ -9,6 +11,13 @@ from retrieve_or_generate.store import check_files, content_key, read_json, sha2
 
 POCKET_WEIGHTS = Path(__file__).parent / "pocket" / "weights"
 CLIP_CONFIG, CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+PIPELINE_INDEX = "model_index.json"
+PICKLED = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
+"""Endings of files that can run code when they are loaded."""
+PLAIN_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
+"""Names of the weights that diffusers and transformers read unless a variant (such as `fp16`) is asked for."""
+_DESCRIBES = frozenset({".json", ".txt", ".model"})  # configurations and vocabularies
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 def clip_folder(name: str) -> Path | None:
@@ -22,16 +31,124 @@ def clip_folder(name: str) -> Path | None:
     return folder
 
 
+@dataclass(frozen=True)
+class GeneratorFiles:
+    """Where a generator's files come from, and in which version: two of the same `name` make the same images."""
+
+    folder: Path | None
+    """None: `repository` is a Hub id, and `revision` a commit."""
+    repository: str
+    revision: str
+
+    @property
+    def name(self) -> str:
+        """As it is recorded with each image: `pocket@…`, `FOLDER@…` (the digits of its content), `ORG/NAME@COMMIT`."""
+        return f"{self.repository}@{self.revision}"
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits: of every file in a folder that a pipeline is made of, else of the Hub id and the commit."""
+        return self.revision if self.folder else content_key(["diffusers", self.repository, self.revision])
+
+
+def find_generator(name: str) -> GeneratorFiles:
+    """The generator called `name`: `pocket`, a folder, or a Hub id as `ORG/NAME` or `ORG/NAME@REVISION`. Loads nothing.
+
+    A Hub id without a commit is looked up (`hub_commit`). Raises `UsageError` where there is no such thing.
+    """
+    folder = POCKET_WEIGHTS / "stable-diffusion" if name == "pocket" else Path(name)
+    if folder.is_dir():
+        return GeneratorFiles(folder, name if name == "pocket" else folder.resolve().name, _pipeline_content(folder))
+    if folder.is_file():
+        raise UsageError(
+            f"{name}: one file; a generator is a folder that diffusers' save_pretrained wrote, or a Hub id (a single .safetensors "
+            "file becomes one by diffusers' from_single_file and save_pretrained)"
+        )
+    if not is_hub_id(name):
+        raise UsageError(
+            f"unknown generator {name!r}: give 'pocket', a folder, or a Hub id of a diffusers pipeline (ORG/NAME, ORG/NAME@COMMIT)"
+        )
+    return GeneratorFiles(None, *hub_commit(name))
+
+
 def generator_folder(name: str) -> Path | None:
     """The folder of the pipeline called `name`; None if it is a Hub id. `UsageError` if the folder holds no pipeline."""
-    folder = POCKET_WEIGHTS / "stable-diffusion" if name == "pocket" else Path(name)
-    if not folder.is_dir():
-        return None
-    if not (folder / "model_index.json").is_file():
+    return find_generator(name).folder
+
+
+def generator_fingerprint(name: str) -> str:
+    """`GeneratorFiles.fingerprint` of the generator called `name`."""
+    return find_generator(name).fingerprint
+
+
+def pinned_generator(name: str) -> str:
+    """A name that stands for the same files from now on: a Hub id gets its commit, others are as they were."""
+    files = find_generator(name)
+    return name if files.folder else files.name
+
+
+def _pipeline_content(folder: Path) -> str:
+    """16 hex digits of the paths and bytes of what diffusers reads; `UsageError` if the folder holds no pipeline."""
+    if not (folder / PIPELINE_INDEX).is_file():
+        pickled = next((path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLED), None)
+        what = f"pickled weights ({pickled}), which are never read, and no" if pickled else "no"
         raise UsageError(
-            f"{folder}: no model_index.json; a generator is a folder that diffusers' save_pretrained wrote"
+            f"{folder}: {what} {PIPELINE_INDEX}; a generator is a folder that diffusers' save_pretrained wrote, with weights as "
+            "safetensors"
         )
-    return folder
+    parts = [
+        path for path in sorted(folder.glob("*/*")) if path.suffix in _DESCRIBES or PLAIN_WEIGHTS.fullmatch(path.name)
+    ]
+    files = [folder / PIPELINE_INDEX, *parts]
+    return content_key([[path.relative_to(folder).as_posix(), sha256_of(path)] for path in files])
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` has the form of a Hub id, with or without a revision."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def hub_commit(name: str) -> tuple[str, str]:
+    """The Hub id and the commit that `ORG/NAME`, `ORG/NAME@BRANCH`, `@TAG` or `@COMMIT` stands for today.
+
+    A commit is taken as it is. All else is asked of the hub, or of its cache on this machine where the hub does not answer.
+    Raises `UsageError` in one line: no such model or revision, no access, no answer.
+    """
+    from huggingface_hub import resolve_revision
+
+    repository, _, revision = name.partition("@")
+    try:
+        return repository, resolve_revision(repository, revision=revision or None).resolved
+    except Exception as error:
+        raise hub_problem(name, error) from error
+
+
+def hub_problem(name: str, error: BaseException) -> UsageError:
+    """What to tell of an `error` that came of asking a hub for the model `name`."""
+    from huggingface_hub import constants, errors
+
+    hub, (repository, _, revision) = constants.ENDPOINT, name.partition("@")
+    causes = [error]
+    while (below := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(below)
+    if isinstance(error, errors.GatedRepoError):
+        return UsageError(f"{name}: its owner asks for consent; give it at {hub}/{repository}, and a token as HF_TOKEN")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return UsageError(f"{repository}: no revision {revision!r} at {hub}; give a branch, a tag, or a commit in full")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return UsageError(
+            f"{name}: no such folder, and no such model at {hub} (a private one needs a token as HF_TOKEN)"
+        )
+    if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
+        return UsageError(f"{name}: not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to ask {hub} for it")
+    if any(isinstance(cause, errors.HTTPError) and not isinstance(cause, errors.HfHubHTTPError) for cause in causes):
+        return UsageError(f"{name}: no such folder, not in {constants.HF_HUB_CACHE}, and {hub} does not answer")
+    return UsageError(f"{name}: {hub} does not give it ({first_line(error)})")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def check_pocket_weights(part: str) -> None:
@@ -44,12 +161,3 @@ def clip_fingerprint(name: str) -> str:
     """16 hex digits: of the weights file in a folder, else of the name, which open_clip ties to one published file."""
     folder = clip_folder(name)
     return sha256_of(folder / CLIP_WEIGHTS)[:16] if folder else content_key(["open_clip", name])
-
-
-def generator_fingerprint(name: str) -> str:
-    """16 hex digits: of every weights and configuration file in a folder, else of the Hub id."""
-    folder = generator_folder(name)
-    if folder is None:
-        return content_key(["diffusers", name])
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json")]
-    return content_key([[path.relative_to(folder).as_posix(), sha256_of(path)] for path in files])
