@@ -73,7 +73,7 @@ class SafetyChecker:
         blank = [np.zeros((1, 1, 3), np.float32)] * len(
             padded
         )  # it blackens what it is given, and we need the verdict alone
-        with _unsaid():
+        with unsaid():
             _, verdicts = self.network(clip_input=pixels.to(next(self.network.parameters()).device), images=blank)
         return np.array(verdicts[: len(images)], bool)
 
@@ -136,7 +136,7 @@ def _download(files: GeneratorFiles, settings: SynthesizeSettings) -> Path:
     """The snapshot of a commit in the hub's cache on this machine, completed where something is missing."""
     unwanted = {} if settings.safety_checker else {_CHECKER: None}
     asked = {"revision": files.revision, "use_safetensors": True, **unwanted}
-    with _unsaid():
+    with unsaid():
         try:
             return Path(DiffusionPipeline.download(files.repository, local_files_only=True, **asked))
         except (OSError, ValueError):
@@ -221,7 +221,7 @@ def _scheduler(folder: Path, index: dict[str, tuple[str, str]], wanted: str | No
     kind = index.get("scheduler", ("", ""))[1]
     if not hasattr(diffusers, kind):
         raise UsageError(f"{folder}: a scheduler {kind!r}, which diffusers {diffusers.__version__} does not have")
-    with _unsaid():
+    with unsaid():
         try:
             own = getattr(diffusers, kind).from_pretrained(folder / "scheduler")
             known = {one.__name__: one for one in own.compatibles if one.__name__ not in _OTHER_NOISE}
@@ -238,7 +238,7 @@ def _load(folder: Path, scheduler: Any, settings: SynthesizeSettings) -> Diffusi
     """The pipeline in the settings' dtype, its safety checker in float32. `IntegrityError` if any weight is missing or misfits."""
     unwanted = {} if settings.safety_checker else {_CHECKER: None, "requires_safety_checker": False}
     dtypes = {"default": getattr(torch, settings.dtype), _CHECKER: torch.float32}
-    with _unsaid() as said:
+    with unsaid() as said:
         try:
             loaded = DiffusionPipeline.from_pretrained(
                 folder, use_safetensors=True, dtype=dtypes, scheduler=scheduler, **unwanted
@@ -266,7 +266,7 @@ def _take_checker(text: DiffusionPipeline, device: str) -> SafetyChecker | None:
 
 def _image_to_image(text: DiffusionPipeline) -> DiffusionPipeline | None:
     try:
-        with _unsaid():
+        with unsaid():
             image = AutoPipelineForImage2Image.from_pipe(text)
     except ValueError:
         return None  # diffusers links no such class to this one
@@ -285,7 +285,7 @@ def _sides(text: DiffusionPipeline) -> tuple[int, int]:
 def _prepare(made: Pipeline) -> None:
     """To its device, without bars, and without SDXL's watermark, which would depend on what else is installed."""
     try:
-        with _unsaid():
+        with unsaid():
             made.text.to(made.device)
     except torch.OutOfMemoryError as error:
         raise UsageError(
@@ -308,7 +308,7 @@ class _Kept(logging.Handler):
 
 
 @contextmanager
-def _unsaid() -> Iterator[list[str]]:
+def unsaid() -> Iterator[list[str]]:
     """Nothing that the libraries log, warn of or draw bars for reaches the user; gives what they logged.
 
     Bars of downloads stay on a terminal.
