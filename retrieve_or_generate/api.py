@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.experiment import Experiment
-from retrieve_or_generate.progress import Progress
+from retrieve_or_generate.progress import Progress, bytes_of
 
 if TYPE_CHECKING:
     from retrieve_or_generate.compare.plan import TrialPlan
@@ -262,7 +262,7 @@ def embed(
 
     settings = EmbedSettings(captions=captions, images=images, precision=precision)
     clip = load_clip(model, check_device(device))
-    told = _named(progress, f"embed {source.name}, bytes")
+    told = bytes_of(progress, f"embed {source.name}")
     return embed_pool(source, out, clip, settings=settings, batch_size=batch_size, jobs=jobs, progress=told)
 
 
@@ -337,8 +337,9 @@ def index_recall(
 ) -> dict[str, Any]:
     """`recall_at_k`: share of the true `k` nearest rows that the index finds, over captions drawn from the pool or `texts`' lines.
 
-    The number is kept with the index. `rows_found`: share of sampled rows that are found by their own embeddings. Every byte of an
-    index of ours is compared with its checksum first.
+    A pool of fewer than `k` rows has no more nearest ones than that, and `k` says so. The number is kept with the index.
+    `rows_found`: share of sampled rows that are found by their own embeddings. Every byte of an index of ours is compared with its
+    checksum first.
 
     Raises:
         UsageError: no such index or pool, or the index numbers other rows. IntegrityError: a file changed, or cannot be read.
@@ -357,7 +358,7 @@ def index_recall(
     xq = text_features(load_clip(opened.recipe.model, check_device(device)), asked)
     told = _named(progress, "exact search")
     recall = index.measure_recall(opened, searched, xq, k, nprobe, device=device, progress=told)
-    return {"recall_at_k": recall, "k": k, "queries": len(asked), "rows_found": own, "published": not opened.built}
+    return recall.model_dump(exclude={"nprobe"}) | {"rows_found": own, "published": not opened.built}
 
 
 _ROWS_FOUND = 0.2  # of those asked for by their own embedding; with rows in another order next to none are

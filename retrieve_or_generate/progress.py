@@ -28,6 +28,14 @@ def amount(number: float, of: int) -> str:
     return f"{number:.3g} TB"
 
 
+def bytes_of(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
+    """Tells `progress` of `what`, given bytes done and bytes in all."""
+    if progress is None:
+        return None
+    tell = progress
+    return lambda done, total: tell(what, Bytes(done), Bytes(total))
+
+
 def duration(seconds: float) -> str:
     """`4 s`, `2 min 05 s`, `3 h 07 min`."""
     whole = round(seconds)

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from retrieve_or_generate.progress import Bytes, ProgressLine, duration
+from retrieve_or_generate.progress import Bytes, ProgressLine, bytes_of, duration
 
 
 class Terminal(io.StringIO):
@@ -91,3 +91,12 @@ def test_bytes_are_shown_in_units_and_paced_by_the_second() -> None:
         "scan: 1.5 GB/3.3 TB, 75 MB/s, 12 h 13 min left",
         "scan: 3.3 TB/3.3 TB, 30 s",
     ]
+
+
+def test_what_counts_bytes_is_told_in_bytes() -> None:
+    out = io.StringIO()
+    tell = bytes_of(ProgressLine(out, Clock()), "embed photos")
+    assert tell
+    tell(20_480_000, 20_480_000)
+    assert out.getvalue() == "embed photos: 20.5 MB/20.5 MB, 0 s\n"
+    assert bytes_of(None, "embed photos") is None

@@ -245,9 +245,11 @@ class _Run:
 
 
 def _told(progress: Callable[[int, int], None] | None, before: int, most: int, total: int) -> Callable[[int], None]:
+    """Of a shard under way: that it is done is told when it is sealed."""
+
     def tell(passed: int) -> None:
-        if progress:
-            progress(before + min(passed, most), total)
+        if progress and passed < most:
+            progress(before + passed, total)
 
     return tell
 

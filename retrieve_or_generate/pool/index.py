@@ -241,26 +241,28 @@ def measure_recall(
     *,
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> float:
+) -> Measured:
     """Mean share of the true k nearest that the index finds, over at least a hundred queries `xq` (q, d); it is kept as well.
 
-    `progress` is told the rows that the exact scan has passed, and all rows.
+    Of a pool of fewer than `k` rows it is measured, and said, of as many as there are. `progress` is told the rows that the exact
+    scan has passed, and all rows.
     """
     if len(xq) < LEAST_QUERIES:
         raise UsageError(f"recall of {len(xq)} queries says little; give at least {LEAST_QUERIES}")
-    index = folder if isinstance(folder, Index) else open_index(folder, pool)
+    index, k = folder if isinstance(folder, Index) else open_index(folder, pool), min(k, pool.rows)
     _, found = search_index(index, pool, xq, k, nprobe=nprobe)
     shards = (pool.embeddings(shard, index.recipe.modality) for shard in pool.shards)
     tell = (lambda rows: progress(rows, pool.rows)) if progress else None
     _, true = scan(xq, shards, k, device=device, progress=tell)
     recall = float(np.mean([np.isin(t[t >= 0], f).mean() for t, f in zip(true, found, strict=True)]))
-    _keep(index, pool, Measured(k=k, queries=len(xq), recall_at_k=recall, nprobe=nprobe or index.recipe.nprobe))
-    return recall
+    measured = Measured(k=k, queries=len(xq), recall_at_k=recall, nprobe=nprobe or index.recipe.nprobe)
+    _keep(index, pool, measured)
+    return measured
 
 
 def recorded_recall(index: Index, pool: Pool, k: int, nprobe: int | None = None) -> Measured | None:
     """What was measured of this index over this pool with `nprobe`, at the smallest k from `k` on; None where nothing was."""
-    visited = nprobe or index.recipe.nprobe
+    visited, k = nprobe or index.recipe.nprobe, min(k, pool.rows)
     known = _kept(index, pool)
     if index.built:
         known += [Measured(**recall.model_dump(), nprobe=index.recipe.nprobe) for recall in index.recipe.recall]

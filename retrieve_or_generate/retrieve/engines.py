@@ -15,7 +15,7 @@ import numpy as np
 
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.pool.layout import Modality, Pool
-from retrieve_or_generate.progress import Bytes, Progress
+from retrieve_or_generate.progress import Progress, bytes_of
 from retrieve_or_generate.settings import RetrieveSettings, RowSettings, ServiceSettings
 
 if TYPE_CHECKING:
@@ -111,18 +111,11 @@ def scan_neighbours(
     from retrieve_or_generate.pool.scan import scan_pool
 
     rows = row_filter(pool, settings.rows)
-    told = _bytes_of(f"scanning {pool.name}", progress)
+    told = bytes_of(progress, f"scanning {pool.name}")
     k = min(settings.k, pool.rows)  # memory goes with k
     found = scan_pool(pool, xq, k, settings.modalities, rows=rows, device=device, state=state, progress=told)
     facts = {"engine": "scan", "exact": True, "excluded": rows.counts if rows else {}}
     return {modality: found[modality][1] for modality in settings.modalities}, facts
-
-
-def _bytes_of(what: str, progress: Progress | None) -> Callable[[int, int], None] | None:
-    if progress is None:
-        return None
-    tell = progress
-    return lambda done, total: tell(what, Bytes(done), Bytes(total))
 
 
 def index_neighbours(

@@ -136,7 +136,7 @@ def test_rog_searches_an_index_that_clip_retrieval_built(modality: Modality, wor
     exact, rows = scan(xq, [world.ours.embeddings(shard, modality) for shard in world.ours.shards], K)
     assert I.tolist() == rows.tolist()
     assert D.tolist() == exact.tolist()
-    assert measure_recall(index, world.ours, xq, K) == 1.0
+    assert measure_recall(index, world.ours, xq, K).recall_at_k == 1.0
 
 
 def test_near_copies_go_only_when_asked(world: World) -> None:

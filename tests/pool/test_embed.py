@@ -86,7 +86,7 @@ def test_webdataset_shards(tmp_path: Path, clip: Clip) -> None:
     made = embed_pool(source, out, clip, settings=SMALL, batch_size=7, progress=lambda *n: told.append(n))
     assert (made["rows"], made["dropped"], made["model"], made["pool"]) == (58, 2, "pocket", "pool")
     assert told[-1][0] == told[-1][1]
-    assert told == sorted(told)
+    assert told == sorted(set(told)), "each amount once"
     lost = {row["image_path"]: row["reason"] for row in dropped(out)}
     assert lost["000000011"] == "no_image"
     assert lost["000000007"].startswith("undecodable: format")

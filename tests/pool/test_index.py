@@ -70,7 +70,7 @@ def test_every_list_probed_and_enough_fetched_is_exact(factory_string: str, pool
 
 
 def test_scores_are_exact_and_recall_grows_with_nprobe(pool: Pool, built: Path) -> None:
-    recalls = [measure_recall(built, pool, QUERIES, K, nprobe) for nprobe in (1, 4, 32)]
+    recalls = [measure_recall(built, pool, QUERIES, K, nprobe).recall_at_k for nprobe in (1, 4, 32)]
     assert recalls == sorted(recalls)
     assert recalls[0] < recalls[1] < 1
     assert recalls[2] > 0.95
@@ -190,11 +190,12 @@ def test_many_queries_are_answered_in_batches(pool: Pool, built: Path, monkeypat
 def test_measured_recall_stays_with_the_index(pool: Pool, tmp_path: Path) -> None:
     opened = open_index(build_index(pool, RECIPE, tmp_path), pool)
     assert recorded_recall(opened, pool, K) is None
-    value = measure_recall(opened, pool, QUERIES, K)
+    measured = measure_recall(opened, pool, QUERIES, K)
+    assert (measured.k, measured.queries, measured.nprobe) == (K, 120, RECIPE.nprobe)
     measure_recall(opened, pool, QUERIES, K + 10, nprobe=9)
     again = open_index(tmp_path, pool)
     for k in (1, K):
-        assert recorded_recall(again, pool, k) == Measured(k=K, queries=120, recall_at_k=value, nprobe=RECIPE.nprobe)
+        assert recorded_recall(again, pool, k) == measured
     assert recorded_recall(again, pool, K + 1) is None
     found = recorded_recall(again, pool, K, nprobe=9)
     assert found
@@ -253,6 +254,16 @@ def test_a_large_index_is_opened_by_samples_of_it(pool: Pool, tmp_path: Path, mo
             open_index(folder, pool)
 
 
+def test_recall_is_never_of_more_rows_than_there_are(tmp_path: Path) -> None:
+    few = write_pool(tmp_path / "few", QUERIES)
+    recipe = RECIPE.model_copy(update={"factory_string": "IVF4,Flat", "nprobe": 2, "train_rows": 120})
+    opened = open_index(build_index(few, recipe, tmp_path / "index"), few)
+    measured = measure_recall(opened, few, QUERIES, 1000)
+    assert measured.k == few.rows == 120
+    assert measured.recall_at_k < 1
+    assert recorded_recall(opened, few, 1000) == recorded_recall(opened, few, 120) == measured
+
+
 def test_recipes(tmp_path: Path) -> None:
     names = {path.stem for path in RECIPES.glob("*.yaml")}
     assert names == {"pocket", "laion2b-image", "laion2b-caption", "relaion2b", "datacomp1b"}
@@ -267,7 +278,7 @@ def test_recipes(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"bad.yaml: model: field required"):
         load_recipe(str(bad))
     bad.write_text("- a\n")
-    with pytest.raises(UsageError, match="not a mapping"):
+    with pytest.raises(UsageError, match="an index recipe is a mapping of keys to values"):
         load_recipe(str(bad))
 
 
@@ -282,4 +293,4 @@ def test_the_pocket_recipe_finds_what_it_says(tmp_path: Path) -> None:
     assert len(texts) == recorded.queries
     xq = text_features(clip, sorted(texts))
     measured = measure_recall(build_index(pool, recipe, tmp_path), pool, xq, recorded.k)
-    assert measured == pytest.approx(recorded.recall_at_k, abs=0.005)
+    assert measured.recall_at_k == pytest.approx(recorded.recall_at_k, abs=0.005)

@@ -98,10 +98,8 @@ def test_the_forms_give_the_same_answers(pool: Pool, places: dict[str, Path]) ->
 
 def test_its_recall_is_kept_apart_from_it(pool: Pool, places: dict[str, Path]) -> None:
     opened = open_index(places["folder"], pool, RECIPE)
-    value = measure_recall(opened, pool, QUERIES, K)
-    again = recorded_recall(open_index(places["inside"], pool, RECIPE), pool, K)
-    assert again
-    assert again.recall_at_k == value
+    measured = measure_recall(opened, pool, QUERIES, K)
+    assert recorded_recall(open_index(places["inside"], pool, RECIPE), pool, K) == measured
     assert recorded_recall(open_index(places["parts"], pool, RECIPE), pool, K) is None
 
 
