@@ -127,12 +127,28 @@ class PromptSettings(Settings):
     templates: tuple[str, ...] | Literal["imagenet"] | None = Field(
         None, description="around each class name (templates); imagenet: CLIP's 80; null: the task's own"
     )
-    places: str | None = Field(None, description="file of places, one a line (places); null: the pocket world's")
-    hypernyms: str | None = Field(
-        None, description="class name, tab, hypernym; or a folder with WordNet 3.0's data.noun (places)"
+    places: str | None = Field(
+        None, description="file of places, one a line or as Places365 lists them (places); null: the pocket world's"
+    )
+    hypernyms: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="file of class name, tab, hypernym, or folder with WordNet 3.0's data.noun; of several the first that knows a "
+        "class counts (places); null: the pocket world's",
     )
     model: str = Field(
         "pocket", description="captioner or language model: pocket, a folder, or a Hub id (image_captions, llm)"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="type of that model's weights and products (image_captions, llm)"
+    )
+    called: str = Field(
+        "{}", pattern=r"\{\}", description="what the language model is told a class is called, such as '{} aircraft' (llm)"
+    )
+    form: Literal["object", "texture"] | None = Field(
+        None, description="what the classes are of; null: texture where the task's templates say so (llm)"
+    )
+    examples: str | None = Field(
+        None, description="folder of examples, relations and backgrounds in place of ours (llm); docs/prompts.md"
     )
     temperature: float = Field(0.8, gt=0, description="of what the language model says next (llm)")
     top_p: float = Field(0.9, gt=0, le=1, description="share of the likeliest words that it draws from (llm)")
@@ -140,6 +156,12 @@ class PromptSettings(Settings):
         "drop", description="sentences of a language model that do not name the class (llm)"
     )
     file: str | None = Field(None, description="class name, tab, prompt on each line (file)")
+    real_captions: bool = Field(False, description="the prompts of the file are made of real images' captions (file)")
+
+    @field_validator("hypernyms", mode="before")
+    @classmethod
+    def _one_source(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
 
 
 class SelectionSettings(Settings):
@@ -147,9 +169,10 @@ class SelectionSettings(Settings):
 
     rule: Literal["all", "random", "low_density", "hardest"] = Field(
         "all",
-        description="all; at random; far from real images; hardest to tell from real ones",
+        description="all; at random; far from the real images of the class, but among them; hardest to tell from real ones",
     )
-    over: float = Field(2.0, gt=1, le=100, description="images made for each that is kept (not: rule all)")
+    over: float = Field(2.0, gt=1, le=100, description="images to choose from for each that is kept (not: rule all)")
+    neighbours: int = Field(5, ge=1, description="nearest real images that say how thin they lie (rule: low_density)")
 
 
 class SynthesizeSettings(Settings):
@@ -170,8 +193,16 @@ class SynthesizeSettings(Settings):
     stored_size: int | None = Field(None, ge=8, description="side in pixels that is stored; null: as generated")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of weights and products")
     safety_checker: bool = Field(True, description="drop and draw again what the generator's own checker flags")
-    selection: SelectionSettings = SelectionSettings()
+    selection: SelectionSettings = Field(
+        SelectionSettings(), description="which of more images than are needed are kept, by rule or with its settings"
+    )
+    memorised: Literal["report", "drop", "off"] = Field(
+        "report", description="generated images that copy one of the pool: counted and listed, dropped too, not looked for"
+    )
     batch_size: int = Field(64, ge=1, description="images per call; changes speed, never images")
+    compile: bool = Field(
+        False, description="compile the UNet first: minutes, then faster (on a GPU); changes speed, never images"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -184,6 +215,11 @@ class SynthesizeSettings(Settings):
     @classmethod
     def _strategy_alone(cls, given: Any) -> Any:
         return {"strategy": given} if isinstance(given, str) else given
+
+    @field_validator("selection", mode="before")
+    @classmethod
+    def _rule_alone(cls, given: Any) -> Any:
+        return {"rule": given} if isinstance(given, str) else given
 
 
 _PRESETS: dict[str, dict[str, Any]] = {

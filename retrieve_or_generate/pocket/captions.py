@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieve_or_generate.pocket.drawing import ENGINES, TEXTURES, THINGS, WINGS
+from retrieve_or_generate.pocket.drawing import COLOURS, ENGINES, TEXTURES, THINGS, WINGS
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Vocabulary:
     """How one task's classes are spoken of. `{}` stands for a name or a synonym, `{fg}` and `{bg}` for colours."""
 
     class_names: tuple[str, ...]
+    hypernym: str
     synonyms: dict[str, tuple[str, ...]]
     templates: tuple[str, ...]
     web: tuple[str, ...]
@@ -37,6 +38,7 @@ _ENGINE_WORDS = {
 
 DIGITS = Vocabulary(
     class_names=_DIGITS,
+    hypernym="digit",
     synonyms={name: (str(value),) for value, name in enumerate(_DIGITS)},
     templates=("a handwritten {}.", "the digit {}.", "the number {} written by hand."),
     web=(
@@ -67,6 +69,7 @@ DIGITS = Vocabulary(
 
 TEXTURE_WORDS = Vocabulary(
     class_names=tuple(TEXTURES),
+    hypernym="pattern",
     synonyms={
         "striped": ("banded", "lined"),
         "dotted": ("polka dot", "spotted"),
@@ -93,6 +96,7 @@ TEXTURE_WORDS = Vocabulary(
 
 AIRCRAFT = Vocabulary(
     class_names=tuple(f"{maker} {engines}" for maker in WINGS for engines in ENGINES),
+    hypernym="plane",
     synonyms={
         f"{maker} {engines}": tuple(f"{_WING_WORDS[maker]} {word}" for word in _ENGINE_WORDS[engines])
         for maker in WINGS
@@ -119,6 +123,11 @@ AIRCRAFT = Vocabulary(
 )
 
 VOCABULARIES = {"digits": DIGITS, "textures": TEXTURE_WORDS, "aircraft": AIRCRAFT}
+HYPERNYMS = {name: words.hypernym for words in VOCABULARIES.values() for name in words.class_names}
+PLACES = tuple(
+    f"{colour} {ground}" for ground in ("paper", "background", "sky") for colour in COLOURS if colour != ground
+)
+"""Where a thing can be in a world of two colours a picture, in words of its captions."""
 
 _THING_WEB = (
     "a {fg} {}",

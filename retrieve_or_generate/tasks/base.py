@@ -1,13 +1,14 @@
 """The contract of a task: class names, templates and three splits, read from the webdataset layout of CLIP_benchmark.
 
 A task folder holds `{train,val,test}/{nshards.txt,0.tar,…}` with an image and a `.cls` for every key, `classnames.txt`,
-`zeroshot_classification_templates.txt` (`{c}` or `{}` stands for the name) and, where wanted, two files of ours: `synonyms.tsv`
-(name, tab, synonym) and `queries.tsv` (what captions must say of a class: `tasks.queries`). Class ids are line numbers of
-`classnames.txt`, never the order of folders.
+`zeroshot_classification_templates.txt` (`{c}` or `{}` stands for the name) and, where wanted, three files of ours: `synonyms.tsv`
+(name, tab, synonym), `queries.tsv` (what captions must say of a class: `tasks.queries`) and `wnids.txt` (ids of WordNet as ImageNet
+has them, a line for each of `classnames.txt`). Class ids are line numbers of `classnames.txt`, never the order of folders.
 """
 
 from __future__ import annotations
 
+import re
 import tarfile
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,6 +48,7 @@ class Task:
     folder: Path
     synonyms: dict[str, tuple[str, ...]] = field(default_factory=dict)
     rewrites: dict[str, CaptionQuery] = field(default_factory=dict)
+    wnids: tuple[str, ...] = ()
 
     def split(self, name: SplitName) -> Split:
         """Read one split; `IntegrityError` names the file that is missing or damaged, or holds a label out of range."""
@@ -139,7 +141,7 @@ def read_task(folder: Path, name: str | None = None) -> Task:
     synonyms = _synonyms(folder / "synonyms.tsv")
     queries = folder / "queries.tsv"
     rewrites = read_queries(queries, class_names, synonyms) if queries.is_file() else {}
-    return Task(name or folder.name, class_names, templates, folder, synonyms, rewrites)
+    return Task(name or folder.name, class_names, templates, folder, synonyms, rewrites, _wnids(folder, class_names))
 
 
 def _templates(path: Path) -> tuple[str, ...]:
@@ -151,6 +153,20 @@ def _templates(path: Path) -> tuple[str, ...]:
     if nameless:
         raise UsageError(f"{path}: {nameless[0][:80]!r} has no {{c}}, where the class name goes")
     return templates
+
+
+def _wnids(folder: Path, class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes' synsets in WordNet 3.0, in their order; none where there is no file."""
+    path = folder / "wnids.txt"
+    wnids = _lines(path) if path.is_file() else ()
+    if wnids and len(wnids) != len(class_names):
+        raise UsageError(
+            f"{path}: {len(wnids)} ids for {len(class_names)} classes; give each class a line, in their order"
+        )
+    for wnid in wnids:
+        if not re.fullmatch(r"n\d{8}", wnid):
+            raise UsageError(f"{path}: {wnid[:40]!r} is no WordNet id, such as n02012849")
+    return wnids
 
 
 def _synonyms(path: Path) -> dict[str, tuple[str, ...]]:

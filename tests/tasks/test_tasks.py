@@ -120,3 +120,23 @@ def test_a_changed_byte_of_a_named_task_is_seen(tmp_path: Path, monkeypatch: pyt
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match=r"val/0.tar: its bytes changed"):
         load_task("textures")
+
+
+def test_wordnet_ids_where_there_is_a_file(folder: Path) -> None:
+    assert opened(folder).wnids == ()
+    wnids = tuple(f"n{i:08d}" for i in range(len(opened(folder).class_names)))
+    (folder / "wnids.txt").write_text("\n".join(wnids) + "\n")
+    assert opened(folder).wnids == wnids
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["n00000001"], r"wnids\.txt: 1 ids for 8 classes; give each class a line"),
+        (["n00000001"] * 7 + ["02012849"], r"wnids\.txt: '02012849' is no WordNet id, such as n02012849"),
+    ],
+)
+def test_wordnet_ids_that_do_not_fit(lines: list[str], told: str, folder: Path) -> None:
+    (folder / "wnids.txt").write_text("\n".join(lines))
+    with pytest.raises(UsageError, match=told):
+        opened(folder)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from retrieve_or_generate.synthesize.prompts.alt_text import AltText
 from retrieve_or_generate.synthesize.prompts.base import Prompt, PromptSource, Strategy
 from retrieve_or_generate.synthesize.prompts.class_name import ClassName
+from retrieve_or_generate.synthesize.prompts.file import File
+from retrieve_or_generate.synthesize.prompts.places import Places
 from retrieve_or_generate.synthesize.prompts.templates import Templates
 
 __all__ = ["STRATEGIES", "Prompt", "PromptSource", "Strategy", "load_strategy"]
 
-STRATEGIES: dict[str, Callable[[PromptSource], Strategy]] = {"class_name": ClassName, "templates": Templates}
+STRATEGIES: dict[str, Callable[[PromptSource], Strategy]] = {
+    "class_name": ClassName,
+    "templates": Templates,
+    "places": Places,
+    "alt_text": AltText,
+    "file": File,
+}
 
 
 def load_strategy(source: PromptSource) -> Strategy:
