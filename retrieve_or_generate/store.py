@@ -7,6 +7,7 @@ other work, and a folder without a seal is unfinished.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -23,6 +24,7 @@ from typing import Any
 from retrieve_or_generate.errors import FULL, IntegrityError, UsageError
 
 TEMPORARY_PREFIX = ".tmp-"
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def cache_folder() -> Path:
@@ -55,10 +57,24 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Where `folder` cannot be written to, that is a mistake of the user's, who is told to name another."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        cached = folder.resolve().is_relative_to(cache_folder().resolve())
+        instead = "set ROG_CACHE to a folder that can be" if cached else "choose another --out"
+        raise UsageError(f"{folder}: cannot be written to ({error.strerror}); {instead}") from error
+
+
+@contextmanager
 def durable_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the final name when the block ends well, and vanishes when not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix="-" + path.name, dir=path.parent)
+    with _writable(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix="-" + path.name, dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -166,10 +182,11 @@ def locked(folder: Path, wait: bool = False, name: str = ".lock", shared: bool =
     `shared`: together with others that share it, and with nobody who does not. A folder has one lock of each `name`. The lock dies
     with the process, so a killed run leaves nothing to clean up.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: a file, where a folder is to be written; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+    with _writable(folder):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder}: a file, where a folder is to be written; choose another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))

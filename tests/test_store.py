@@ -149,6 +149,33 @@ def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:
     assert (tmp_path / "set").read_text() == "mine"
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("call", ["open", "mkdir"])
+def test_where_nothing_can_be_written_another_place_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    """As on a read-only disk; a real one takes rights that a test has not, or is the root's, who may write anywhere."""
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setenv("ROG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, call, refuse)
+    told = rf"cannot be written to \({os.strerror(code)}\); "
+    with pytest.raises(UsageError, match=rf"one: {told}choose another --out"), store.locked(tmp_path / "one"):
+        pass
+    with pytest.raises(UsageError, match=rf"sets: {told}choose another --out"):
+        store.write_bytes(tmp_path / "sets/a.bin", b"a")
+    with pytest.raises(UsageError, match=rf"lists: {told}set ROG_CACHE to a folder that can be"):
+        store.write_bytes(tmp_path / "cache/lists/a.bin", b"a")
+
+
+def test_below_a_file_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "set").write_text("mine")
+    with pytest.raises(UsageError, match=r"below: cannot be written to \(Not a directory\); choose another --out"):
+        store.write_bytes(tmp_path / "set/below/a.bin", b"a")
+
+
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys; from pathlib import Path; from retrieve_or_generate.store import locked\n"
