@@ -2,13 +2,14 @@
 
 Reads `candidates.parquet` and the shards of an image set folder; writes `manifest.parquet` and, last, `image_set.json`. In
 turn: copies of the task's own images go, then copies within the set, then all but the best-scored share of each class, then what
-is over the cap, then what is left of a class that is too small; the rest is ranked. Candidates are looked at in order of key, so
-the order they came in changes nothing. What was computed of the images stays in `.described/` and is used again while it holds.
+is over the cap, then what is left of a class that is too small; the rest is ranked. What a source asks besides (`steps.py`) has its
+place in between. Candidates are looked at in order of key, so the order they came in changes nothing. What was computed of the
+images stays in `.described/` and is used again while it holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from retrieve_or_generate.curate.described import Described
 from retrieve_or_generate.curate.descriptor import Descriptor, find_descriptor
 from retrieve_or_generate.curate.kinds import ArrayCache, Kind, View, describe
 from retrieve_or_generate.curate.score import best_template_scores, clip_scores, top_fraction
+from retrieve_or_generate.curate.steps import Seen, Step, When, run_steps
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.image_set import (
     CANDIDATES,
@@ -46,7 +48,7 @@ from retrieve_or_generate.tasks.base import Task
 __all__ = ["Described", "curate", "decide"]
 
 Progress = Callable[[int, int], None]
-_CACHE = ".described"
+CACHE = ".described"
 _BATCH = 256
 _SHOWN = 3  # classes that a message names
 
@@ -58,35 +60,45 @@ def curate(
     clip: Clip,
     settings: CurateSettings,
     excluded: Collection[str] = (),
+    steps: Sequence[Step] = (),
     progress: Progress | None = None,
 ) -> ImageSet:
     """Decide on every candidate in `folder`, seal the image set, and open it.
 
     A set that was curated so before is opened as it is. Classes that are `excluded`, because the set that this one is made after
-    excludes them, are left out here too. `progress` is called with images looked at and images in all.
+    excludes them, are left out here too. `steps` are what the source decides on its own images besides. `progress` is called with
+    images looked at and images in all.
 
     Raises:
         UsageError: candidates that are unfinished or another task's, a descriptor without weights, or a class that is too small.
         IntegrityError: a file changed.
     """
     descriptor = find_descriptor(settings)
-    curation = _record(task, clip, settings, descriptor)
+    curation = _record(task, clip, settings, descriptor, steps)
     if (image_set := _finished(folder, task, curation)) is not None:
         return image_set
     table = _open_candidates(folder, task)
     (folder / SEAL).unlink(missing_ok=True)
     with_image = table.filter(pc.equal(table["reason"], "")).sort_by("key")
     kind = descriptor.kind(clip.image_size, clip.device)
-    described = _describe(folder, with_image, task, clip, kind, settings, progress)
+    seen = Seen(clip, kind, _reader(folder, with_image), ArrayCache(folder / CACHE))
+    described = _describe(folder, with_image, task, seen, settings, progress)
     evaluation = evaluation_images(task, settings.decontaminate_against, kind) if settings.decontaminate else None
-    reasons, copied = decide(described, evaluation, settings, descriptor, str(clip.device))
+    told: dict[str, dict[str, Any]] = {}
+
+    def besides(when: When, reasons: np.ndarray) -> None:
+        told.update(run_steps(steps, when, described, reasons, seen))
+
+    reasons, copied = decide(described, evaluation, settings, descriptor, str(clip.device), besides)
     left_out = _leave_out(folder, task, table, described, reasons, settings, excluded)
+    besides("last", reasons)
+    seen.cache.keep_used()
     ranks = np.full(len(reasons), -1, np.int64)
     rows, kept = _left(described, reasons)
     ranks[rows] = seeded_ranks(task.name, kept.labels, kept.keys)
     evaluation_copies = {str(described.keys[row]): key for row, key in sorted(copied.items())}
     manifest = _manifest(table, described, reasons, ranks)
-    seal_image_set(folder, manifest, curation=curation, evaluation_copies=evaluation_copies, excluded=left_out)
+    seal_image_set(folder, manifest, curation=curation, evaluation_copies=evaluation_copies, excluded=left_out, **told)
     return load_image_set(folder, task.name, verify=False)
 
 
@@ -96,10 +108,12 @@ def decide(
     settings: CurateSettings,
     descriptor: Descriptor,
     device: str = "cpu",
+    besides: Callable[[When, np.ndarray], None] = lambda when, reasons: None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Why each row is dropped, (n,) of str, "" for those that stay; and which evaluation image a contaminated row copies.
 
-    Only a class that is too small is not known here yet (`short_classes`).
+    `besides` is called with the reasons so far where a source's own steps stand, and adds to them. Only a class that is too small
+    is not known here yet (`short_classes`).
     """
     reasons = np.full(len(described.keys), "", dtype="<U16")
     copied: dict[int, str] = {}
@@ -107,12 +121,14 @@ def decide(
         comparison = descriptor.comparison(described.descriptors, evaluation.descriptors)
         copied = contaminated(described.sha256, evaluation, comparison, device)
     reasons[list(copied)] = "contaminated"
+    besides("first", reasons)
     if settings.deduplicate:
         rows, left = _left(described, reasons)
         comparing = partial(left.comparisons, settings, descriptor)
         reasons[rows[duplicates(left.sha256, left.scores, left.keys, comparing, device)]] = "duplicate"
     rows, left = _left(described, reasons)
     reasons[rows[~_scored_well(left, settings)]] = "clip_score"
+    besides("scored", reasons)
     rows, left = _left(described, reasons)
     reasons[rows[~within_cap(left.scores, left.labels, left.keys, settings.class_cap)]] = "class_cap"
     return reasons, copied
@@ -133,9 +149,12 @@ def _scored_well(left: Described, settings: CurateSettings) -> np.ndarray:
     return well
 
 
-def _record(task: Task, clip: Clip, settings: CurateSettings, descriptor: Descriptor) -> dict[str, Any]:
+def _record(
+    task: Task, clip: Clip, settings: CurateSettings, descriptor: Descriptor, steps: Sequence[Step]
+) -> dict[str, Any]:
     """What the decisions follow from, the candidates aside. No path stands here: the descriptor is named by its weights."""
-    return {
+    asked = {"steps": {step.name: step.follows_from for step in steps}} if steps else {}
+    return asked | {
         "settings": settings.model_dump(mode="json", exclude={"descriptor", "descriptor_threshold"}),
         "descriptor": descriptor.record,
         "clip": clip.fingerprint,
@@ -147,31 +166,36 @@ def _describe(
     folder: Path,
     table: pa.Table,
     task: Task,
-    clip: Clip,
-    kind: Kind,
+    seen: Seen,
     settings: CurateSettings,
     progress: Progress | None,
 ) -> Described:
     """Look at every image of `table` once; nothing but embeddings, descriptors and hashes is held."""
     keys, sha256 = table["key"].to_pylist(), table["sha256"].to_pylist()
-    places = list(zip(table["shard"].to_pylist(), keys, strict=True))
-    reader, cache = ShardReader(folder), ArrayCache(folder / _CACHE)
-    square = View("square", clip.image_size)
-    kinds = [
-        Kind("clip", clip.fingerprint, square, partial(image_features, clip, batch_size=_BATCH)),
-        kind,
-        Kind(perceptual.NAME, perceptual.NAME, square, perceptual.describe),
-    ]
-    named = [f"{folder}: {shard}: {key}" for shard, key in places]
+    square = View("square", seen.clip.image_size)
+    kinds = [clip_kind(seen.clip), seen.kind, Kind(perceptual.NAME, perceptual.NAME, square, perceptual.describe)]
+    named = [f"{folder}: {shard}: {key}" for shard, key in zip(table["shard"].to_pylist(), keys, strict=True)]
     features, descriptors, hashes = describe(
-        kinds, sha256, named, lambda start, stop: reader.read(places[start:stop]), cache, progress
+        kinds, sha256, named, lambda start, stop: seen.read(keys[start:stop]), seen.cache, progress
     )
-    cache.keep_used()
     labels = table["label"].to_numpy()
-    scores = _scores(task, clip, features, labels, settings)
+    scores = _scores(task, seen.clip, features, labels, settings)
     return Described(
         np.array(keys, dtype=np.str_), labels, np.array(sha256, dtype=np.str_), features, descriptors, hashes, scores
     )
+
+
+def _reader(folder: Path, table: pa.Table) -> Callable[[Sequence[str]], list[bytes]]:
+    """The images' bytes by key."""
+    shards = dict(zip(table["key"].to_pylist(), table["shard"].to_pylist(), strict=True))
+    reader = ShardReader(folder)
+    return lambda keys: reader.read([(shards[key], key) for key in keys])
+
+
+def clip_kind(clip: Clip) -> Kind:
+    """Embeddings: (n, d) float32, unit length."""
+    view = View("square", clip.image_size)
+    return Kind("clip", clip.fingerprint, view, partial(image_features, clip, batch_size=_BATCH))
 
 
 def _scores(task: Task, clip: Clip, features: np.ndarray, labels: np.ndarray, settings: CurateSettings) -> np.ndarray:

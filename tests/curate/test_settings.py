@@ -11,9 +11,10 @@ import torch
 
 from retrieve_or_generate.curate.curation import curate
 from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.experiment import load_experiment
 from retrieve_or_generate.image_set import MANIFEST_TABLE, SEAL, ImageSet, ImageSetWriter, read_table
 from retrieve_or_generate.models import Clip, load_clip, text_features
-from retrieve_or_generate.settings import CurateSettings, load_experiment
+from retrieve_or_generate.settings import CurateSettings
 from retrieve_or_generate.tasks import Task, load_task
 
 PER_CLASS = 6
