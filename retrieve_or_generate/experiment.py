@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from retrieve_or_generate.errors import UsageError, unknown_name
 from retrieve_or_generate.settings import (
+    PAPER_GENERATOR,
     CurateSettings,
     FinetuneSettings,
     PerturbSettings,
@@ -51,7 +52,8 @@ class Experiment(Settings):
         "pocket", description="CLIP to search, filter and fine-tune with: pocket, a folder, or ARCH/tag of open_clip"
     )
     generator: str = Field(
-        "pocket", description="the pocket Stable Diffusion, or a folder or Hub id of a diffusers pipeline"
+        "pocket",
+        description="the pocket Stable Diffusion, or a folder or Hub id (ORG/NAME, ORG/NAME@REVISION) of a diffusers pipeline",
     )
     tasks: tuple[str, ...] = Field(("digits", "textures", "aircraft"), min_length=1)
     sources: tuple[str, ...] = Field(
@@ -73,6 +75,15 @@ class Experiment(Settings):
     curate: CurateSettings = CurateSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     linear_probe: ProbeSettings = ProbeSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _generator_of_the_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "generator" in given:
+            return given
+        settings = given.get("synthesize")
+        preset = settings.get("preset") if isinstance(settings, dict) else getattr(settings, "preset", None)
+        return given | {"generator": PAPER_GENERATOR} if preset == "paper" else given
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Experiment:

@@ -142,7 +142,9 @@ class PromptSettings(Settings):
         "float32", description="type of that model's weights and products (image_captions, llm)"
     )
     called: str = Field(
-        "{}", pattern=r"\{\}", description="what the language model is told a class is called, such as '{} aircraft' (llm)"
+        "{}",
+        pattern=r"\{\}",
+        description="what the language model is told a class is called, such as '{} aircraft' (llm)",
     )
     form: Literal["object", "texture"] | None = Field(
         None, description="what the classes are of; null: texture where the task's templates say so (llm)"
@@ -179,7 +181,8 @@ class SynthesizeSettings(Settings):
     """How a generator is asked for a task's classes."""
 
     preset: Literal["paper"] | None = Field(
-        None, description="paper: DDIM, 50 steps, eta 0, guidance 2.0, 512 → 256 pixels, unless said otherwise"
+        None,
+        description="paper: DDIM, 50 steps, eta 0, guidance 2.0, 512 → 256 pixels, unchecked, unless said otherwise",
     )
     prompts: PromptSettings = Field(PromptSettings(), description="prompt strategy, by name or with its settings")
     scheduler: str | None = Field(
@@ -189,7 +192,11 @@ class SynthesizeSettings(Settings):
     guidance_scale: float = Field(3.0, ge=0, le=50, description="classifier-free guidance; 1 is none")
     eta: float = Field(0.0, ge=0, le=1, description="DDIM noise")
     negative_prompt: str = Field("", description="what guidance leads away from")
-    resolution: int | None = Field(None, ge=8, description="side in pixels; null: what the generator was trained at")
+    resolution: int | None = Field(
+        None,
+        ge=8,
+        description="side in pixels, a multiple of the VAE's factor; null: what the generator was trained at",
+    )
     stored_size: int | None = Field(None, ge=8, description="side in pixels that is stored; null: as generated")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of weights and products")
     safety_checker: bool = Field(True, description="drop and draw again what the generator's own checker flags")
@@ -197,9 +204,13 @@ class SynthesizeSettings(Settings):
         SelectionSettings(), description="which of more images than are needed are kept, by rule or with its settings"
     )
     memorised: Literal["report", "drop", "off"] = Field(
-        "report", description="generated images that copy one of the pool: counted and listed, dropped too, not looked for"
+        "report",
+        description="generated images that copy one of the pool: counted and listed, dropped too, not looked for",
     )
     batch_size: int = Field(64, ge=1, description="images per call; changes speed, never images")
+    shard_size: int = Field(
+        256, ge=1, description="images of a unit of work, which becomes one file; best a multiple of batch_size"
+    )
     compile: bool = Field(
         False, description="compile the UNet first: minutes, then faster (on a GPU); changes speed, never images"
     )
@@ -222,14 +233,17 @@ class SynthesizeSettings(Settings):
         return {"rule": given} if isinstance(given, str) else given
 
 
+PAPER_GENERATOR = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+"""Stable Diffusion 1.5, which the preset `paper` stands for where an experiment names no generator."""
 _PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {  # 2406.05184, appendix C.1
+    "paper": {  # 2406.05184, appendix C.1, and its scripts, which generate without a safety checker
         "scheduler": "DDIMScheduler",
         "num_inference_steps": 50,
         "guidance_scale": 2.0,
         "eta": 0.0,
         "resolution": 512,
         "stored_size": 256,
+        "safety_checker": False,
     }
 }
 

@@ -131,17 +131,21 @@ def hub_problem(name: str, error: BaseException) -> UsageError:
     causes = [error]
     while (below := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(below)
-    if isinstance(error, errors.GatedRepoError):
+
+    def came_of(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if came_of(errors.GatedRepoError):
         return UsageError(f"{name}: its owner asks for consent; give it at {hub}/{repository}, and a token as HF_TOKEN")
-    if isinstance(error, errors.RevisionNotFoundError):
+    if came_of(errors.RevisionNotFoundError):
         return UsageError(f"{repository}: no revision {revision!r} at {hub}; give a branch, a tag, or a commit in full")
-    if isinstance(error, errors.RepositoryNotFoundError):
+    if came_of(errors.RepositoryNotFoundError):
         return UsageError(
             f"{name}: no such folder, and no such model at {hub} (a private one needs a token as HF_TOKEN)"
         )
-    if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
+    if came_of(errors.OfflineModeIsEnabled):
         return UsageError(f"{name}: not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to ask {hub} for it")
-    if any(isinstance(cause, errors.HTTPError) and not isinstance(cause, errors.HfHubHTTPError) for cause in causes):
+    if came_of(errors.HTTPError) and not came_of(errors.HfHubHTTPError):
         return UsageError(f"{name}: no such folder, not in {constants.HF_HUB_CACHE}, and {hub} does not answer")
     return UsageError(f"{name}: {hub} does not give it ({first_line(error)})")
 

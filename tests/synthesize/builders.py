@@ -65,7 +65,15 @@ def _text_config(**changes: Any) -> CLIPTextConfig:
 
 def _t5() -> T5EncoderModel:
     return T5EncoderModel(
-        T5Config(vocab_size=64, d_model=2 * WIDTH, d_kv=8, d_ff=WIDTH, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu")
+        T5Config(
+            vocab_size=64,
+            d_model=2 * WIDTH,
+            d_kv=8,
+            d_ff=WIDTH,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+        )
     )
 
 
@@ -99,7 +107,9 @@ def _unet(**changes: Any) -> UNet2DConditionModel:
 
 def safety_checker() -> StableDiffusionSafetyChecker:
     vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = CLIPConfig(vision_config=vision | {"image_size": 32, "patch_size": 8, "projection_dim": 8}, projection_dim=8)
+    config = CLIPConfig(
+        vision_config=vision | {"image_size": 32, "patch_size": 8, "projection_dim": 8}, projection_dim=8
+    )
     checker = StableDiffusionSafetyChecker(config)
     with torch.no_grad():
         checker.concept_embeds.copy_(torch.randn(17, 8))
@@ -110,7 +120,9 @@ def safety_checker() -> StableDiffusionSafetyChecker:
 
 def sd1(checker: bool = False) -> StableDiffusionPipeline:
     """Stable Diffusion 1.1 to 1.5."""
-    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}) if checker else None
+    processor = (
+        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}) if checker else None
+    )
     return StableDiffusionPipeline(
         vae=_vae(),
         text_encoder=CLIPTextModel(_text_config()),
@@ -212,10 +224,14 @@ BUILDERS: dict[str, Callable[[], DiffusionPipeline]] = {"sd1": sd1, "sd2": sd2, 
 
 
 def build(family: str, **arguments: Any) -> DiffusionPipeline:
-    """The pipeline of a family, the same at every call."""
+    """The pipeline of a family in evaluation mode, the same at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return BUILDERS[family](**arguments)
+        pipeline = BUILDERS[family](**arguments)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    return pipeline
 
 
 def save(family: str, folder: Path, **arguments: Any) -> Path:
