@@ -29,8 +29,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "brown": (120, 76, 44),
     "sky": (150, 200, 240),
 }
-_LIGHT = ("white", "yellow", "sky")
-_DARK = ("black", "blue", "purple", "green", "red", "brown")
+LIGHT = ("white", "yellow", "sky")
+DARK = ("black", "blue", "purple", "green", "red", "brown")
 
 Colour = tuple[int, int, int]
 Points = list[tuple[float, float]]
@@ -38,13 +38,13 @@ Points = list[tuple[float, float]]
 
 def pick_colours(rng: np.random.Generator) -> tuple[str, str]:
     """Names of a foreground and a background colour that contrast, either of them the lighter."""
-    light, dark = str(rng.choice(_LIGHT)), str(rng.choice(_DARK))
+    light, dark = str(rng.choice(LIGHT)), str(rng.choice(DARK))
     return (light, dark) if rng.random() < 0.4 else (dark, light)
 
 
 def pick_ink_and_paper(rng: np.random.Generator) -> tuple[str, str]:
     """Names of a dark foreground and a light background colour."""
-    return str(rng.choice(_DARK)), str(rng.choice(_LIGHT))
+    return str(rng.choice(DARK)), str(rng.choice(LIGHT))
 
 
 def _jitter(name: str, rng: np.random.Generator) -> np.ndarray:
@@ -422,6 +422,6 @@ def thing(name: str, rng: np.random.Generator, colours: tuple[str, str]) -> np.n
         shift=(rng.uniform(-0.1, 0.1), rng.uniform(-0.1, 0.1)),
         zoom=rng.uniform(0.75, 1.0),
     )
-    third = "white" if colours[1] in _DARK else "black"
+    third = "white" if colours[1] in DARK else "black"
     THINGS[name](pen, _rgb(colours[0], rng), _rgb(third, rng))
     return pen.picture()
