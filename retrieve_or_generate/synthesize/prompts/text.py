@@ -10,10 +10,15 @@ from retrieve_or_generate.errors import UsageError, unknown_name
 from retrieve_or_generate.tasks.queries import read_text
 
 
+_UNSEEN = ("Cc", "Cf", "Cs")  # control, format (such as those that turn the direction of writing), half a surrogate pair
+
+
 def clean(text: str) -> str:
     """One line without what cannot be seen: control and format characters go, every run of white space is one space."""
-    spaced = (" " if character.isspace() else character for character in text)
-    return " ".join("".join(c for c in spaced if not unicodedata.category(c).startswith("C")).split())
+    line = " ".join(text.split())
+    if line.isprintable():  # as most captions are, and there are millions
+        return line
+    return " ".join("".join(letter for letter in line if unicodedata.category(letter) not in _UNSEEN).split())
 
 
 def numbered_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.synthesize.prompts import STRATEGIES, PromptSource, Strategy, load_strategy
+from retrieve_or_generate.tasks import Task
 
 SourceOf = Callable[..., PromptSource]
 
@@ -20,6 +22,11 @@ def load(request: pytest.FixtureRequest, source_of: SourceOf, tmp_path: Path) ->
     lines = [f"{name}\ta {name} {thing}" for name in source.task.class_names for thing in ("rug", "wall")]
     (tmp_path / "prompts.tsv").write_text("\n".join(lines))
     return lambda: load_strategy(source)
+
+
+def test_a_split_that_is_looked_at_is_an_error(splitless: Task) -> None:
+    with pytest.raises(UsageError, match="no webdataset shards"):
+        splitless.split("test")
 
 
 def test_asking_for_more_changes_nothing_and_the_class_is_named(load: Callable[[], Strategy]) -> None:
