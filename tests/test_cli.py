@@ -195,7 +195,7 @@ def test_the_stages_one_after_another(tmp_path: Path, capsys: pytest.CaptureFixt
     assert kept >= 16
 
 
-def test_classes_that_a_set_leaves_out_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_that_a_set_leaves_out_or_searched_with_less_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     manifest = pd.DataFrame({"reason": ["", "", "short_class"]})
     made: Any = SimpleNamespace(
         folder="sets/x",
@@ -204,13 +204,15 @@ def test_classes_that_a_set_leaves_out_are_named(capsys: pytest.CaptureFixture[s
         excluded=("cat", "dog"),
         manifest=manifest,
         counts=lambda: np.array([2, 0, 0]),
-        record={"config": {}},
+        record={"config": {"few_examples": {"ape": 4, "dog": 3}}},
     )
     emit_set(made, as_json=True)
-    text, left_out, record = capsys.readouterr().out.splitlines()
+    text, left_out, few, record = capsys.readouterr().out.splitlines()
     assert text == "sets/x: 2 retrieved images of 3 classes (0 to 2 a class), of 3 candidates (dropped: 1 short_class)"
     assert left_out == "  classes left out: cat, dog"
+    assert few == "  fewer training images to search with than retrieve.examples_per_class in 2 classes (3 of 'dog')"
     assert json.loads(record)["excluded"] == ["cat", "dog"]
+    assert json.loads(record)["few_examples"] == {"ape": 4, "dog": 3}
 
 
 def test_an_index_is_built_checked_and_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

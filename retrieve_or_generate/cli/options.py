@@ -62,11 +62,23 @@ def emit_set(image_set: ImageSet, as_json: bool) -> None:
         f"({counts.min()} to {counts.max()} a class), of {len(manifest)} candidates (dropped: {dropped})"
     )
     left_out = f"\n  classes left out: {', '.join(image_set.excluded)}" if image_set.excluded else ""
-    search = image_set.record["config"].get("search", {})
+    config = image_set.record["config"]
+    search, few = config.get("search", {}), config.get("few_examples", {})
     record = {"out": image_set.folder, "source": image_set.source, "task": image_set.task, "kept": int(counts.sum())}
     record |= {"candidates": len(manifest), "dropped": reasons, "excluded": list(image_set.excluded)}
     record |= {"search": search} if search else {}
-    emit("\n".join([text + left_out, *_searched(search)]), record, as_json)
+    record |= {"few_examples": few} if few else {}
+    emit("\n".join([text + left_out, *_searched(search), *_few_examples(few)]), record, as_json)
+
+
+def _few_examples(few: dict[str, int]) -> Iterator[str]:
+    """Where classes have fewer training images than were to be queries: how many classes, and which has the fewest."""
+    if few:
+        name = min(few, key=few.__getitem__)
+        yield (
+            f"  fewer training images to search with than retrieve.examples_per_class in {len(few)} classes "
+            f"({few[name]} of {name!r})"
+        )
 
 
 def _searched(search: dict[str, Any]) -> Iterator[str]:

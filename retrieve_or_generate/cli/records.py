@@ -54,7 +54,7 @@ def verify(
     """Compare finished files with their checksums.
 
     Every file of every finished pool, index, image set, trial and run below PATH. The first that differs is named, exit code 4.
-    Where PATH is a pool, published or made here, every row of it is looked at: row counts, dimension, finite, unit length.
+    Where PATH is a pool, published or made here, every row of it is looked at: row counts, dimension, finite, unit length, ids.
 
     \b
     Example:  rog verify runs/pocket
@@ -77,6 +77,10 @@ def verify(
     lines.append(
         f"{path}: {pool.rows} rows of dimension {pool.dim} in {pool.shards} shards fit together, each finite and of length 1"
     )
+    if pool.foreign_ids:
+        lines.append(
+            f"ids (hash) of {pool.foreign_ids} rows are not those of their URL and caption: list rows by the pool's own ids"
+        )
     if pool.missing:
         lines.append(f"not there, so rows are counted without them: {', '.join(pool.missing)}")
     emit("\n".join(lines), {"units": units, "files": files, "pool": asdict(pool)}, as_json)

@@ -57,15 +57,28 @@ def count_rows(path: Path) -> int:
         raise IntegrityError(f"{path}: not a whole parquet file ({_in_a_line(error)})") from error
 
 
+def tells(path: Path, name: str) -> bool:
+    """Whether a table has any value of a column under our name `name`, by its footer: where that is silent, it may."""
+    with pq.ParquetFile(path) as file:
+        theirs = _column(name, _present(file))
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    return theirs is not None and any(_nulls(group, theirs) != group.num_rows for group in groups)
+
+
+def _nulls(group: pq.RowGroupMetaData, name: str) -> int | None:
+    """Rows of a group without a value; None where the file does not say."""
+    columns = (group.column(place) for place in range(group.num_columns))
+    known = next((column.statistics for column in columns if column.path_in_schema == name), None)
+    return int(known.null_count) if known is not None and known.has_null_count else None
+
+
 def _in_a_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _read(path: Path, columns: Sequence[str], rows: np.ndarray | None) -> pa.Table:
     with pq.ParquetFile(path) as file:
-        present: dict[str, str] = {}
-        for name in file.schema_arrow.names:
-            present.setdefault(name.lower(), name)
+        present = _present(file)
         asked = dict.fromkeys([*columns, *(("url", "caption") if "hash" in columns else ())])
         found = {ours: _column(ours, present) for ours in asked}
         table = _read_groups(file, [theirs for theirs in dict.fromkeys(found.values()) if theirs], rows)
@@ -74,6 +87,14 @@ def _read(path: Path, columns: Sequence[str], rows: np.ndarray | None) -> pa.Tab
         pairs = zip(arrays["url"].to_pylist(), arrays["caption"].to_pylist(), strict=True)
         arrays["hash"] = pa.chunked_array([pa.array([row_hash(*pair) for pair in pairs], pa.int64())])
     return pa.table({ours: arrays[ours] for ours in columns})
+
+
+def _present(file: pq.ParquetFile) -> dict[str, str]:
+    """The file's columns by their names in lower case."""
+    present: dict[str, str] = {}
+    for name in file.schema_arrow.names:
+        present.setdefault(name.lower(), name)
+    return present
 
 
 def _column(ours: str, present: dict[str, str]) -> str | None:

@@ -29,7 +29,7 @@ class RowFilter:
     """
 
     def __init__(self, pool: Pool, settings: RowSettings):
-        self._settings = settings
+        self._pool, self._settings = pool, settings
         self._allow = tuple(RowList.load(path) for path in settings.allow)
         self._block = tuple(RowList.load(path) for path in settings.block)
         self.excluded: dict[str, dict[str, int]] = {}
@@ -43,6 +43,14 @@ class RowFilter:
         for counts in self.excluded.values():
             total.update(counts)
         return dict(sorted(total.items()))
+
+    def check_left(self) -> None:
+        """Raise `UsageError` with the counts where not one row of the pool is left, once `mask` was asked for all of it."""
+        if sum(self.counts.values()) == self._pool.rows:
+            told = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
+            raise UsageError(
+                f"{self._pool.folder}: retrieve.rows leaves out all of its {self._pool.rows} rows ({told}); leave some in"
+            )
 
     @property
     def fingerprint(self) -> str:

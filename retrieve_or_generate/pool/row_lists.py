@@ -1,8 +1,9 @@
 """Lists of rows, from a handful to billions: ids, md5 or sha256 hashes, or URLs, looked up in sorted 64-bit keys on disk.
 
 Reads text files (one entry a line; blank lines and those that begin with # are passed over), parquet files (the first of the
-columns hash, md5, sha256, url that is there, whatever its case; `FILE#COLUMN` names another) or a folder of either. Writes the
-keys, sorted, to the cache folder under a key of the list's content, and maps them: memory stays bounded, a list is sorted once.
+columns hash, md5, sha256, url that is there, whatever its case; `FILE#COLUMN` names another) or a folder of either. What is no
+entry is refused, by its line or row; a row of a table without a value is passed over. Writes the keys, sorted, to the cache folder
+under a key of the list's content, and maps them: memory stays bounded, a list is sorted once.
 
 An entry's key is the id itself, the first 64 bits of a hash, or `mmh3.hash64` of a URL in one spelling. Of N rows looked up in a
 list of M, about N·M/2⁶⁴ are taken for listed by chance: 0.2 of two billion in a list of two billion, as with LAION's own ids.
@@ -39,7 +40,7 @@ from retrieve_or_generate.store import (
 )
 
 SEAL = "list.json"
-_VERSION = 1  # part of the key: raise when the same list gives other keys
+_VERSION = 2  # part of the key: raise when the same list gives other keys
 _BATCH = 1 << 18
 _ID = re.compile(r"[+-]?\d{1,20}")
 
@@ -143,16 +144,36 @@ def _of_parquet(path: Path, column: str) -> Iterator[tuple[str, np.ndarray]]:
             raise UsageError(
                 f"{path}: a list of rows in parquet has {wanted}; this file has {', '.join(present.values())}"
             )
+        row = 0
         for batch in file.iter_batches(_BATCH, columns=[name]):
-            values = batch.column(0)
-            if name.lower() in KINDS:
-                keys, known = KINDS[name.lower()](pa.chunked_array([values]))
-                yield name.lower(), keys[known]
-            elif pa.types.is_integer(values.type):
-                keys, known = _id_keys(pa.chunked_array([values]))
-                yield "hash", keys[known]
-            else:
-                yield from _sorted_out(path, enumerate(values.drop_null().to_pylist(), 1))
+            yield from _of_column(path, name.lower(), pa.chunked_array([batch.column(0)]), row)
+            row += batch.num_rows
+
+
+def _of_column(path: Path, name: str, values: pa.ChunkedArray, row: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Keys of a column's values, the first of which stands in row `row` of the file."""
+    numbers = pa.types.is_integer(values.type)
+    if pa.types.is_floating(values.type):
+        raise UsageError(
+            f"{path}: column {name} holds floating-point numbers, which have lost digits of ids; write integers"
+        )
+    if name in ("md5", "sha256", "url") or numbers:
+        kind = name if name in KINDS else "hash"
+        keys, known = KINDS[kind](values)
+        _check_known(path, kind, values, known, row)
+        yield kind, keys[known]
+    else:
+        told = ((row + place, value) for place, value in enumerate(values.to_pylist()) if value not in (None, ""))
+        yield from _sorted_out(path, "row", told)
+
+
+def _check_known(path: Path, kind: str, values: pa.ChunkedArray, known: np.ndarray, row: int) -> None:
+    """Refuse the first value that is there and none of its kind."""
+    given = pc.not_equal(values.cast(pa.string()), "").fill_null(False).to_numpy()
+    wrong = np.flatnonzero(given & ~known)
+    if len(wrong):
+        value = str(values[int(wrong[0])].as_py())[:80]
+        raise UsageError(f"{path}, row {row + wrong[0]}: {value!r} is no {kind}; correct it or leave it out")
 
 
 def _of_text(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -160,14 +181,14 @@ def _of_text(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         lines = ((number, line.strip()) for number, line in enumerate(file, 1))
         entries = ((number, line) for number, line in lines if line and not line.startswith("#"))
         while batch := list(islice(entries, _BATCH)):
-            yield from _sorted_out(path, batch)
+            yield from _sorted_out(path, "line", batch)
 
 
-def _sorted_out(path: Path, entries: Iterable[tuple[int, str]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Keys of entries of any kind; `UsageError` naming the line of what is none."""
+def _sorted_out(path: Path, counted: str, entries: Iterable[tuple[int, object]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Keys of entries of any kind; `UsageError` naming the place of what is none, `counted` in lines or rows."""
     found: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for number, entry in entries:
-        found[_kind(path, number, str(entry))].append(str(entry))
+        found[_kind(f"{path}, {counted} {number}", str(entry))].append(str(entry))
     for kind, values in found.items():
         if kind == "hash" and values:
             yield kind, np.array([int(value) % 2**64 for value in values], np.uint64)
@@ -175,7 +196,7 @@ def _sorted_out(path: Path, entries: Iterable[tuple[int, str]]) -> Iterator[tupl
             yield kind, KINDS[kind](pa.chunked_array([values]))[0]
 
 
-def _kind(path: Path, number: int, entry: str) -> str:
+def _kind(where: str, entry: str) -> str:
     if _ID.fullmatch(entry) and -(2**63) <= int(entry) < 2**64:
         return "hash"
     if re.fullmatch("[0-9a-fA-F]+", entry) and len(entry) in (32, 64):
@@ -183,7 +204,7 @@ def _kind(path: Path, number: int, entry: str) -> str:
     if entry.lower().startswith(("http://", "https://")):
         return "url"
     raise UsageError(
-        f"{path}, line {number}: {entry[:80]!r} is neither an id (a whole number of 64 bits), nor an md5 (32 hex digits), "
+        f"{where}: {entry[:80]!r} is neither an id (a whole number of 64 bits), nor an md5 (32 hex digits), "
         "a sha256 (64) or a URL"
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from retrieve_or_generate.errors import IntegrityError
-from retrieve_or_generate.pool.columns import ALIASES, read_columns
+from retrieve_or_generate.pool.columns import ALIASES, read_columns, row_hash, tells
 from retrieve_or_generate.pool.layout import Pool, PoolShard, wrong_norm
 from retrieve_or_generate.pool.tars import image_members
 
@@ -24,7 +24,10 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class PoolCheck:
-    """What a pool holds, every row looked at. `missing` are shard numbers below the highest that are not there."""
+    """What a pool holds, every row looked at. `missing` are shard numbers below the highest that are not there.
+
+    `foreign_ids` are rows of shards whose recorded ids are made in another way than LAION's.
+    """
 
     rows: int
     dim: int
@@ -32,19 +35,23 @@ class PoolCheck:
     texts: int
     images: int
     missing: tuple[str, ...]
+    foreign_ids: int = 0
 
 
 def verify_pool(pool: Pool, progress: Callable[[int, int], None] | None = None) -> PoolCheck:
     """Look at every embedding (finite, unit length), every metadata column and every tar of `pool`.
 
-    `progress` is told rows done and rows in all. Raises `IntegrityError` that names the files which are wrong, and where.
+    Recorded ids (`hash`) are compared with those that follow from URL and caption; a shard in which none agrees has ids of another
+    making, one in which some agree is damaged. `progress` is told rows done and rows in all. Raises `IntegrityError` that names the
+    files which are wrong, and where.
     """
     wrong: list[str] = []
-    images = 0
+    images = foreign = 0
     for shard in pool.shards:
         wrong += _wrong_embeddings(pool, shard)
         try:
             read_columns(shard.metadata, [name for name in ALIASES if name != "hash"])
+            foreign += _foreign_ids(shard)
             images += len(image_members(shard.images)) if shard.images else 0
         except IntegrityError as error:
             wrong.append(str(error))
@@ -54,7 +61,7 @@ def verify_pool(pool: Pool, progress: Callable[[int, int], None] | None = None) 
         more = f" (and {len(wrong) - _SHOWN} files more)" if len(wrong) > _SHOWN else ""
         raise IntegrityError("; ".join(wrong[:_SHOWN]) + more)
     texts = sum(shard.rows for shard in pool.shards if shard.text_embeddings)
-    return PoolCheck(pool.rows, pool.dim, len(pool.shards), texts, images, tuple(_missing(pool)))
+    return PoolCheck(pool.rows, pool.dim, len(pool.shards), texts, images, tuple(_missing(pool)), foreign)
 
 
 def _wrong_embeddings(pool: Pool, shard: PoolShard) -> list[str]:
@@ -73,6 +80,28 @@ def _wrong_row(embeddings: np.ndarray) -> str | None:
 
 def _norms(block: np.ndarray) -> np.ndarray:
     return torch.from_numpy(np.array(block)).float().square_().sum(1).sqrt_().numpy()
+
+
+def _foreign_ids(shard: PoolShard) -> int:
+    """Rows with an id that is not the hash of URL (of what the source calls a row without one) and caption.
+
+    Raises `IntegrityError` where that is so of some of the shard's ids only.
+    """
+    if not tells(shard.metadata, "hash"):
+        return 0
+    names = ("hash", "url", "image_path", "caption")
+    told = read_columns(shard.metadata, names).select(names)
+    known, wrong = 0, []
+    for row, (recorded, url, name, caption) in enumerate(zip(*(told[name].to_pylist() for name in names), strict=True)):
+        if recorded is not None:
+            known += 1
+            if recorded not in (row_hash(url, caption), row_hash(url or name, caption)):
+                wrong.append(row)
+    if len(wrong) in (0, known):
+        return len(wrong)
+    raise IntegrityError(
+        f"{shard.metadata}: hash of row {wrong[0]} is not that of its URL and caption ({len(wrong)} such rows of {known})"
+    )
 
 
 def _missing(pool: Pool) -> Iterator[str]:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retrieve_or_generate.blocklist import Blocklist
+from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.executors import core_count
 from retrieve_or_generate.image_set import ImageSet, ImageSetWriter, candidates_record, check_free
 from retrieve_or_generate.progress import Progress
@@ -89,7 +90,7 @@ def retrieve(
             remove_leftovers(out)
             rows, facts = _candidates(search, task, found_in, progress)
             images = _images(pool, rows, out / _DOWNLOADS, settings, policy, progress)
-            record = config | {"search": facts}
+            record = config | facts
             with ImageSetWriter(
                 out, task=task.name, source="retrieved", key=key, class_names=task.class_names, config=record
             ) as writer:
@@ -129,7 +130,7 @@ def _config(task: Task, search: Search, clip: Clip) -> dict[str, Any]:
 
 
 def _candidates(search: Search, task: Task, folder: Path, progress: Progress | None) -> tuple[pa.Table, dict[str, Any]]:
-    """The candidates with what the pool says of them and why some are not fit, and how they were found."""
+    """The candidates with what the pool says of them and why some are not fit; and how they were found, for the set's record."""
     from retrieve_or_generate.retrieve.queries import class_queries
     from retrieve_or_generate.retrieve.search import read_found, run_search
     from retrieve_or_generate.retrieve.semantic import answered_candidates, find_candidates
@@ -139,15 +140,18 @@ def _candidates(search: Search, task: Task, folder: Path, progress: Progress | N
         run_search(search, {folder: task}, folder, progress)
         found = read_found(search, task, folder)
         assert found is not None
+    facts: dict[str, Any] = {"search": found.facts}
     if search.pool is None:
         rows = answered_candidates(found, search.settings)
     else:
         queries = class_queries(task, search.clip, search.settings)
+        if queries.few_examples:
+            facts["few_examples"] = queries.few_examples
         rows = find_candidates(task, search.pool, queries, found, search.settings)
         told = search.pool.metadata(rows["row"].to_numpy(), _TOLD)
         for name in _TOLD:
             rows = rows.append_column(name, told[name])
-    return rows.append_column("reason", pa.array(_unfit(rows, search.settings), pa.string())), found.facts
+    return rows.append_column("reason", pa.array(_unfit(rows, search.settings), pa.string())), facts
 
 
 def _unfit(rows: pa.Table, settings: RetrieveSettings) -> list[str]:
@@ -219,7 +223,9 @@ def _is_blocked(blocklist: Blocklist, row: dict[str, Any], image: bytes | None) 
 def _from_web(
     rows: pa.Table, scratch: Path, settings: RetrieveSettings, policy: DownloadPolicy | None, progress: Progress | None
 ) -> Iterator[Image]:
-    """Downloaded, under the terms of the settings."""
+    """Downloaded, under the terms of the settings. Raises `UsageError` where not one row has a URL."""
+    if rows.num_rows and not any(rows["url"].to_pylist()):
+        raise UsageError(f"none of the {rows.num_rows} candidates has a URL to download (retrieve.fetch=http)")
     known = {name: rows[name] for name in ("url", "md5", "sha256") if name in rows.column_names}
     ids = {"id": rows["hash"]} if "hash" in rows.column_names else {}
     asked = pa.table({"key": rows["row"].cast(pa.string()), **known, **ids})

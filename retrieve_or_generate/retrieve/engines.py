@@ -99,6 +99,14 @@ def row_filter(pool: Pool, settings: RowSettings) -> RowFilter | None:
     return None if settings == RowSettings() else RowFilter(pool, settings)
 
 
+def excluded(rows: RowFilter | None) -> dict[str, int]:
+    """How many rows a filter left out for which reason, once all were looked at. Raises `UsageError` where none is left."""
+    if rows is None:
+        return {}
+    rows.check_left()
+    return rows.counts
+
+
 def scan_neighbours(
     pool: Pool,
     settings: RetrieveSettings,
@@ -114,7 +122,7 @@ def scan_neighbours(
     told = bytes_of(progress, f"scanning {pool.name}")
     k = min(settings.k, pool.rows)  # memory goes with k
     found = scan_pool(pool, xq, k, settings.modalities, rows=rows, device=device, state=state, progress=told)
-    facts = {"engine": "scan", "exact": True, "excluded": rows.counts if rows else {}}
+    facts = {"engine": "scan", "exact": True, "excluded": excluded(rows)}
     return {modality: found[modality][1] for modality in settings.modalities}, facts
 
 
@@ -142,7 +150,7 @@ def index_neighbours(
     recall = known_recall(index, pool, settings.k, sample, device=device)
     _, found = search_index(index, pool, xq, settings.k, allowed=rows.mask if rows else None)
     facts = {"engine": "index", "exact": False, "recall": recall.model_dump(mode="json")}
-    return {index.recipe.modality: found}, facts | {"excluded": rows.counts if rows else {}}
+    return {index.recipe.modality: found}, facts | {"excluded": excluded(rows)}
 
 
 def service_neighbours(

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from retrieve_or_generate.blocklist import spelled
 from retrieve_or_generate.errors import IncompleteError
+from retrieve_or_generate.retrieve.worker import is_transient
 from retrieve_or_generate.settings import DownloadSettings
 
 
@@ -76,7 +77,9 @@ def check_success(counts: dict[str, Any], settings: DownloadSettings) -> None:
         return
     common = sorted(counts["reasons"].items(), key=lambda item: (-item[1], item[0]))[:4]
     told = ", ".join(f"{name} {count}" for name, count in common)
+    again = any(is_transient(*name.split(" ", 1)) for name in counts["reasons"])
+    way_out = "run it again to retry failures, or set" if again else "none of them ends otherwise another time; set"
     raise IncompleteError(
         f"only {counts['kept']} of {counts['requested']} URLs gave an image, less than the {settings.least_success:.0%} of "
-        f"retrieve.download.least_success ({told}); run it again to retry failures, or set a lower floor"
+        f"retrieve.download.least_success ({told}); {way_out} a lower floor"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,12 +26,14 @@ class Queries:
     """`texts[i]` says what query i is, `features[i]` is its (d,) float32 unit vector.
 
     `kinds` are the kinds of query there are, each as (classes, n) places: `kinds[0][c]` are the templates of class c, `kinds[1][c]`
-    its example images. A class with fewer examples than another has its first one repeated.
+    its example images. A class with fewer examples than are asked for has its first one repeated, and `few_examples` says how many
+    there are, by its name.
     """
 
     texts: tuple[str, ...]
     features: np.ndarray
     kinds: tuple[np.ndarray, ...]
+    few_examples: dict[str, int] = field(default_factory=dict)
 
     @property
     def of_class(self) -> np.ndarray:
@@ -54,7 +56,9 @@ def class_queries(task: Task, clip: Clip, settings: RetrieveSettings) -> Queries
             return Queries(tuple(texts), features, (places,))
         keys, pixels, chosen = _examples(task, clip, settings.examples_per_class)
         shown = image_features(clip, pixels)
-    return Queries((*texts, *keys), np.concatenate([features, shown]), (places, len(texts) + chosen))
+    there = [len(set(mine)) for mine in chosen.tolist()]
+    few = {name: count for name, count in zip(task.class_names, there, strict=True) if count < chosen.shape[1]}
+    return Queries((*texts, *keys), np.concatenate([features, shown]), (places, len(texts) + chosen), few)
 
 
 def _examples(task: Task, clip: Clip, per_class: int) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -24,12 +24,14 @@ from retrieve_or_generate.blocklist import Blocklist
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.executors import core_count
 from retrieve_or_generate.models import Clip, load_clip
+from retrieve_or_generate.pool.columns import tells
 from retrieve_or_generate.pool.layout import Pool
 from retrieve_or_generate.progress import Progress
 from retrieve_or_generate.retrieve.captions import match_pool
 from retrieve_or_generate.retrieve.engines import (
     Engine,
     choose_engine,
+    excluded,
     index_neighbours,
     row_filter,
     scan_neighbours,
@@ -138,6 +140,11 @@ def _check(pool: Pool | None, clip: Clip, settings: RetrieveSettings) -> None:
         )
     if settings.fetch == "shards" and any(shard.images is None for shard in pool.shards):
         raise UsageError(f"{pool.folder}: no images/ shards; set retrieve.fetch=http to download them")
+    if settings.fetch == "http" and not any(tells(shard.metadata, "url") for shard in pool.shards):
+        raise UsageError(
+            f"{pool.folder}: its metadata tells no URL to download from (retrieve.fetch=http); take the images from its own "
+            "shards (retrieve.fetch=shards), or add a column url"
+        )
     for modality in settings.modalities:
         for shard in pool.shards:
             pool.embeddings(shard, modality)
@@ -281,12 +288,12 @@ def _by_caption(search: Search, tasks: list[Task], state: Path, progress: Progre
     told = partial(progress, f"captions of {search.pool.name}") if progress else None
     jobs = core_count() if search.pool.rows > _MANY_ROWS else 1
     matches = match_pool(search.pool, asked, semantics, told, state=state, jobs=jobs)
-    matches, excluded = _allowed(search.pool, search.settings, matches)
+    matches, left_out = _allowed(search.pool, search.settings, matches)
     tables = []
     for first, end in pairwise(firsts.tolist()):
         mine = matches.filter(pc.and_(pc.greater_equal(matches["label"], first), pc.less(matches["label"], end)))
         tables.append(mine.set_column(1, "label", pc.subtract(mine["label"], first)))
-    return tables, {"semantics": semantics, "excluded": excluded}
+    return tables, {"semantics": semantics, "excluded": left_out}
 
 
 def _allowed(pool: Pool, settings: RetrieveSettings, matches: pa.Table) -> tuple[pa.Table, dict[str, int]]:
@@ -301,4 +308,4 @@ def _allowed(pool: Pool, settings: RetrieveSettings, matches: pa.Table) -> tuple
         start, stop = np.searchsorted(found, [shard.first_row, shard.first_row + shard.rows])
         if mask is not None:
             fit[start:stop] = mask[found[start:stop] - shard.first_row]
-    return matches.filter(pa.array(fit)), dict(rows.counts)
+    return matches.filter(pa.array(fit)), excluded(rows)

@@ -77,6 +77,18 @@ def test_each_row_left_out_has_the_first_reason_that_holds(tmp_path: Path) -> No
     assert rows.counts == {"unknown": 1, "unsafe": 2, "dissimilar": 1, "small": 1}  # a shard counts once
 
 
+def test_a_filter_that_leaves_no_row_is_told_with_its_counts(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path / "pool", SHARD, SHARD)
+    rows = RowFilter(pool, RowSettings(punsafe_below=0.01, similarity_from=0.6))
+    rows.mask(pool.shards[0])
+    rows.check_left()  # there is another shard
+    rows.mask(pool.shards[1])
+    with pytest.raises(
+        UsageError, match=r"pool: retrieve.rows leaves out all of its 12 rows \(2 dissimilar, 2 unknown, 8 unsafe\)"
+    ):
+        rows.check_left()
+
+
 def listed(path: Path, *lines: object) -> str:
     path.write_text("# a list\n\n" + "".join(f"{line}\n" for line in lines), encoding="utf-8")
     return str(path)
@@ -173,6 +185,32 @@ def test_a_list_is_sorted_once_and_known_by_its_content(tmp_path: Path, monkeypa
 def test_a_line_that_is_no_entry_is_named(tmp_path: Path, line: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         RowList.load(listed(tmp_path / "list.txt", 5, line))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("md5", [md5("a"), None, "", md5("b")[:-1]], r"list.parquet, row 3: '[0-9a-f]{31}' is no md5; correct it or"),
+        ("SHA256", ["g" * 64], r"list.parquet, row 0: 'g{64}' is no sha256"),
+        ("hash", ["5", None, "x5"], r"list.parquet, row 2: 'x5' is neither an id"),
+        ("hash", [1e18, None], "list.parquet: column hash holds floating-point numbers, which have lost digits"),
+        ("mine", [5.0], "column mine holds floating-point numbers"),
+        ("mine", ["5", "6th"], "list.parquet, row 1: '6th' is neither an id"),
+    ],
+)
+def test_what_is_no_entry_of_a_table_is_named_and_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, values: list[object], message: str
+) -> None:
+    monkeypatch.setattr(row_lists, "_BATCH", 2)
+    pq.write_table(pa.table({column: values}), tmp_path / "list.parquet")
+    with pytest.raises(UsageError, match=message):
+        RowList.load(f"{tmp_path}/list.parquet#{column}")
+
+
+def test_rows_of_a_table_without_a_value_are_passed_over(tmp_path: Path) -> None:
+    for name, values in {"md5": [md5("a"), None, ""], "hash": ["5", None, ""], "url": [None, "", URLS[0]]}.items():
+        pq.write_table(pa.table({name: values}), tmp_path / "list.parquet")
+        assert len(RowList.load(str(tmp_path / "list.parquet")).keys[name]) == 1
 
 
 def test_what_is_no_list_is_refused(tmp_path: Path) -> None:

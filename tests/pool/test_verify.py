@@ -12,6 +12,7 @@ import pytest
 from retrieve_or_generate import api
 from retrieve_or_generate.cli import main
 from retrieve_or_generate.errors import IntegrityError
+from retrieve_or_generate.pool.columns import row_hash
 from retrieve_or_generate.pool.layout import open_pool
 from retrieve_or_generate.pool.verify import verify_pool
 from retrieve_or_generate.store import write_tar
@@ -67,6 +68,40 @@ def test_a_table_with_damage_in_its_middle(tmp_path: Path) -> None:
     data[60:90] = bytes(30)
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match=r"metadata_0000.parquet: its columns cannot be read"):
+        verify_pool(open_pool(str(tmp_path)))
+
+
+def with_ids(folder: Path, ids: list[int | None], **columns: list[str | None]) -> None:
+    path = folder / "metadata/metadata_0000.parquet"
+    table = pa.table({**columns, "hash": pa.array(ids, pa.int64())})
+    pq.write_table(table, path)
+
+
+def test_recorded_ids_are_those_of_url_and_caption(tmp_path: Path) -> None:
+    """Or, as `rog index embed` has them, of the name of a row without a URL. A row without an id has none that is wrong."""
+    make_pool(tmp_path, rows=(4,))
+    urls, captions = ["u0", "u1", None, "u3"], ["a", "b", "c", None]
+    ids = [row_hash("u0", "a"), None, row_hash("2.jpg", "c"), row_hash("u3", None)]
+    with_ids(tmp_path, ids, URL=urls, TEXT=captions, image_path=["0.jpg", "1.jpg", "2.jpg", "3.jpg"])
+    assert verify_pool(open_pool(str(tmp_path))).foreign_ids == 0
+    with_ids(tmp_path, [*ids[:3], row_hash("u0", "a")], URL=urls, TEXT=captions, image_path=["", "", "2.jpg", ""])
+    with pytest.raises(IntegrityError, match=r"hash of row 3 is not that of its URL and caption \(1 such rows of 3\)"):
+        verify_pool(open_pool(str(tmp_path)))
+
+
+def test_ids_of_another_making_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_pool(tmp_path, rows=(4,))
+    with_ids(tmp_path, [1, 2, 3, 4], URL=["u0", "u1", "u2", "u3"])
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(tmp_path)])
+    assert ended.value.code == 0
+    assert "ids (hash) of 4 rows are not those of their URL and caption" in capsys.readouterr().out
+
+
+def test_ids_that_are_no_numbers_are_damage(tmp_path: Path) -> None:
+    make_pool(tmp_path, rows=(2,))
+    pq.write_table(pa.table({"URL": ["u0", "u1"], "hash": ["5", "x"]}), tmp_path / "metadata/metadata_0000.parquet")
+    with pytest.raises(IntegrityError, match=r"metadata_0000.parquet: its columns cannot be read \(.*'x'"):
         verify_pool(open_pool(str(tmp_path)))
 
 

@@ -73,6 +73,19 @@ def test_too_few_images_are_told_with_the_commonest_reasons() -> None:
         check_success(counts, DownloadSettings(least_success=0.2))
 
 
+@pytest.mark.parametrize(
+    ("reasons", "words"),
+    [
+        (["http_404: gone", "timeout: 10 s"], "run it again to retry failures, or set a lower floor"),
+        (["http_404: gone"], "none of them ends otherwise another time; set a lower floor"),
+    ],
+)
+def test_only_what_may_end_otherwise_is_worth_another_try(reasons: list[str], words: str) -> None:
+    counts = ledger(found([{"status": "failed", "reason": reason} for reason in reasons]))
+    with pytest.raises(IncompleteError, match=words):
+        check_success(counts, DownloadSettings())
+
+
 STATUS = st.sampled_from(["ok", "failed", "refused", "blocked", "mismatch", "undecodable"])
 REASON = st.sampled_from(["timeout: not done", "http_404: h: 1", "scheme: a\nb", "crashed"])
 ROWS = st.lists(st.tuples(STATUS, REASON, st.sampled_from("abc"), st.integers(0, 9), st.booleans()), max_size=40)

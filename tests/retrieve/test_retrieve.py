@@ -149,6 +149,15 @@ def test_a_second_call_opens_what_is_there(world: World, from_shards: ImageSet, 
         retrieve(task, world.pool, clip, from_shards.folder, SEARCH.model_copy(update={"k": 5}), CURATION)
 
 
+def test_classes_with_fewer_examples_than_asked_for_are_told(
+    world: World, clip: Clip, task: Task, tmp_path: Path
+) -> None:
+    there = np.bincount(task.split("train").labels)
+    asked = SEARCH.model_copy(update={"examples_per_class": int(there.max()) + 1})
+    made = retrieve(task, world.pool, clip, tmp_path, asked, CURATION)
+    assert made.record["config"]["few_examples"] == dict(zip(task.class_names, there.tolist(), strict=True))
+
+
 def visible(folder: Path) -> dict[str, bytes]:
     """The files of an image set."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from handmade import CAPTIONS, CLIP, QUERIES, ROWS, TASK, Wordless, text_features, write_pool
 from test_remote import Service, serving
@@ -111,6 +113,30 @@ def test_rows_that_are_left_out_are_found_by_neither_half_and_counted(pool: Pool
     assert 57 in everywhere
     counted = {"blocked": 1, "unsafe": ROWS // 2}
     assert there.facts["neighbours"]["excluded"] == there.facts["captions"]["excluded"] == counted
+
+
+@pytest.mark.parametrize("strategy", ["semantic", "substring"])
+def test_where_no_row_is_left_there_is_no_search(pool: Pool, tmp_path: Path, strategy: str) -> None:
+    settings = BOTH.model_copy(update={"rows": RowSettings(punsafe_below=0), "strategy": strategy})
+    with pytest.raises(UsageError, match=rf"leaves out all of its {ROWS} rows \({ROWS} unsafe\)"):
+        found(pool, settings, tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".parquet"]
+
+
+@pytest.mark.parametrize("column", [None, "url", "URL"])
+def test_a_pool_without_urls_is_not_downloaded_from(tmp_path: Path, column: str | None) -> None:
+    pool = write_pool(tmp_path / "pool")
+    for shard in pool.shards:
+        table = pq.read_table(shard.metadata).drop_columns("URL")
+        if column:
+            table = table.append_column(column, pa.nulls(shard.rows, pa.string()))
+        pq.write_table(table, shard.metadata)
+    with pytest.raises(UsageError, match=r"pool: its metadata tells no URL .*retrieve.fetch=shards"):
+        open_search(pool, CLIP, BOTH, [TASK])
+    last = pool.shards[-1].metadata
+    pq.write_table(pq.read_table(last).append_column("Url", pa.array(["http://x/1"] * pool.shards[-1].rows)), last)
+    if column is None:
+        open_search(pool, CLIP, BOTH, [TASK])
 
 
 def test_lists_count_by_what_they_hold_not_by_where_they_lie(pool: Pool, tmp_path: Path) -> None:
@@ -233,6 +259,8 @@ def test_example_images_are_queries_and_count_as_much_as_templates(
     named = [{queries.texts[place].removeprefix("training image ") for place in places} for places in examples]
     assert named[0] < set("ade")
     assert named[1:] == [{"b"}, {"c"}]
+    assert queries.few_examples == dict.fromkeys(TASK.class_names[1:], 1)
+    assert class_queries(task, clip, settings.model_copy(update={"examples_per_class": 1})).few_examples == {}
     asked = open_search(pool, clip, settings, [task])
     run_search(asked, {tmp_path: task}, tmp_path)
     rows = np.array([3, 60, 200])
