@@ -6,6 +6,7 @@ All share the pocket tokenizer (CLIP's byte pairs, 16 tokens) and make images of
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -238,3 +240,54 @@ def save(family: str, folder: Path, **arguments: Any) -> Path:
     """Write the pipeline of a family to `folder`, which is given back."""
     build(family, **arguments).save_pretrained(folder)
     return folder
+
+
+def as_published(folder: Path) -> Path:
+    """Give a saved `sd1` with a checker the names of 2022's libraries, as Stable Diffusion 1.1 to 1.5 are published with."""
+    ids = torch.arange(16).unsqueeze(0)
+    text, checker = folder / "text_encoder/model.safetensors", folder / "safety_checker/model.safetensors"
+    _rename(text, lambda key: f"text_model.{key}", {"text_model.embeddings.position_ids": ids})
+    _rename(
+        checker,
+        lambda key: key.replace("vision_model.", "vision_model.vision_model."),
+        {"vision_model.vision_model.embeddings.position_ids": ids},
+    )
+    _rename(folder / "vae/diffusion_pytorch_model.safetensors", _old_attention, {})
+    _edit(
+        folder / "model_index.json",
+        feature_extractor=["transformers", "CLIPFeatureExtractor"],
+        _diffusers_version="0.6.0",
+    )
+    (folder / "feature_extractor/preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "crop_size": 32,
+                "do_center_crop": True,
+                "do_convert_rgb": True,
+                "do_normalize": True,
+                "do_resize": True,
+                "feature_extractor_type": "CLIPFeatureExtractor",
+                "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                "image_std": [0.26862954, 0.26130258, 0.27577711],
+                "resample": 3,
+                "size": 32,
+            }
+        )
+    )
+    _edit(folder / "vae/config.json", _diffusers_version="0.6.0")
+    return folder
+
+
+def _old_attention(key: str) -> str:
+    for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+        key = key.replace(f".{new}.", f".{old}.")
+    return key
+
+
+def _rename(path: Path, old: Callable[[str], str], more: dict[str, torch.Tensor]) -> None:
+    tensors = {old(key): value.clone() for key, value in load_file(path).items()}
+    save_file(tensors | more, path, {"format": "pt"})
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -23,7 +23,7 @@ from retrieve_or_generate.settings import SynthesizeSettings
 from retrieve_or_generate.synthesize.pipelines import Pipeline, load_pipeline, unsaid
 from retrieve_or_generate.weights import find_generator, pinned_generator
 
-from .builders import BUILDERS, build, save
+from .builders import BUILDERS, as_published, build, save
 from .hub import Hub, Repository, commit_of, hub
 
 SMALL = SynthesizeSettings(resolution=32, num_inference_steps=2)
@@ -83,6 +83,19 @@ def test_every_family_has_an_image_to_image_pipeline_of_the_same_weights(
 def drawn_from(pipeline: Any, arguments: dict[str, Any]) -> np.ndarray:
     with torch.inference_mode(), unsaid():
         return pipeline(["a cat", "a dog"], output_type="np", **arguments).images
+
+
+def test_names_of_the_libraries_of_2022(families: dict[str, Path], tmp_path: Path) -> None:
+    """Weights and configurations under the names that published repositories still have, read as what they are today."""
+    old = load_pipeline(str(as_published(shutil.copytree(families["checked"], tmp_path / "old"))), SMALL)
+    new = load_pipeline(str(families["checked"]), SMALL)
+    assert old.size == new.size
+    assert np.array_equal(drawn(old.text), drawn(new.text))
+    assert old.checker is not None
+    assert new.checker is not None
+    before, after = (dict(one.checker.network.named_parameters()) for one in (old, new))
+    assert all(torch.equal(before[name], after[name]) for name in after)
+    assert old.checker(pictures()).tolist() == new.checker(pictures()).tolist()
 
 
 def test_the_generator_of_the_package() -> None:
