@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from retrieve_or_generate.errors import UsageError
@@ -100,7 +101,18 @@ def _pipeline_content(folder: Path) -> str:
         path for path in sorted(folder.glob("*/*")) if path.suffix in _DESCRIBES or PLAIN_WEIGHTS.fullmatch(path.name)
     ]
     files = [folder / PIPELINE_INDEX, *parts]
-    return content_key([[path.relative_to(folder).as_posix(), sha256_of(path)] for path in files])
+    return content_key([[path.relative_to(folder).as_posix(), _sha256_once(path, *_state(path))] for path in files])
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=1024)
+def _sha256_once(path: Path, *_: int) -> str:
+    """Read gigabytes once in a process, as long as the file is the one that was read."""
+    return sha256_of(path)
 
 
 def is_hub_id(name: str) -> bool:
