@@ -283,7 +283,7 @@ def _sides(text: DiffusionPipeline) -> tuple[int, int]:
 
 
 def _prepare(made: Pipeline) -> None:
-    """To its device, without bars, and without SDXL's watermark, which would depend on what else is installed."""
+    """To its device, quiet from now on, and without SDXL's watermark, which would depend on what else is installed."""
     try:
         with unsaid():
             made.text.to(made.device)
@@ -291,6 +291,8 @@ def _prepare(made: Pipeline) -> None:
         raise UsageError(
             f"{made.name}: more than the memory of {made.device} holds; try synthesize.dtype=bfloat16, or another --device"
         ) from error
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()  # they would say of every prompt how much of it the text tower takes
     for pipeline in (made.text, made.image):
         if pipeline is not None:
             pipeline.set_progress_bar_config(disable=True)

@@ -24,7 +24,7 @@ from retrieve_or_generate.synthesize.pipelines import Pipeline, load_pipeline, u
 from retrieve_or_generate.weights import find_generator, pinned_generator
 
 from .builders import BUILDERS, as_published, build, save
-from .hub import Hub, Repository, commit_of, hub
+from .hub import Hub, Repository, commit_of, hub, point_at
 
 SMALL = SynthesizeSettings(resolution=32, num_inference_steps=2)
 
@@ -371,7 +371,8 @@ def test_an_unknown_name(name: str) -> None:
 
 
 def test_nothing_is_printed_whatever_happens(sd1: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    load_pipeline(str(sd1), SMALL)
+    loaded = load_pipeline(str(sd1), SMALL).text
+    loaded("a cat " * 50, num_inference_steps=1, height=32, width=32)  # of which the text tower takes 16 tokens
     (sd1 / "text_encoder/model.safetensors").unlink()
     with pytest.raises(IntegrityError):
         load_pipeline(str(sd1), SMALL)
@@ -406,17 +407,6 @@ def online(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     point_at(served.url, tmp_path / "cache", monkeypatch)
     served.asked.clear()
     return served
-
-
-def point_at(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As HF_ENDPOINT and HF_HUB_CACHE do before a program starts."""
-    from huggingface_hub import constants, hf_api
-
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hf_api.api, "endpoint", url)
 
 
 def same(pipeline: Pipeline, folder: Path) -> bool:
