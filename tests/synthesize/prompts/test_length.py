@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import builders
 import pytest
 import torch
 
 from retrieve_or_generate.synthesize.prompts.length import unread_tokens
+
+from ..builders import build
 
 SHORT = "a wavy fabric."
 LONG = " ".join(["wavy"] * 20)  # and a token at each end
@@ -14,29 +15,29 @@ LONG = " ".join(["wavy"] * 20)  # and a token at each end
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_what_clip_does_not_read(family: str) -> None:
-    assert unread_tokens(builders.build(family), [SHORT, LONG, ""]) == [0, 22 - 16, 0]
+    assert unread_tokens(build(family), [SHORT, LONG, ""]) == [0, 22 - 16, 0]
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_one_tower_that_reads_it_whole_is_enough(family: str) -> None:
-    assert unread_tokens(builders.build(family), [SHORT, LONG]) == [0, 0]
+    assert unread_tokens(build(family), [SHORT, LONG]) == [0, 0]
 
 
 def test_beyond_every_tower() -> None:
-    pipeline = builders.build("sd3")
+    pipeline = build("sd3")
     longest = " ".join(["wavy"] * 400)
     whole = pipeline.tokenizer_3([longest], verbose=False)["input_ids"][0]
     assert unread_tokens(pipeline, [longest]) == [min(400 + 2 - 16, len(whole) - 256)]
 
 
 def test_a_tower_that_was_left_out_reads_nothing() -> None:
-    pipeline = builders.build("sd3")
+    pipeline = build("sd3")
     pipeline.text_encoder_3 = None
     assert unread_tokens(pipeline, [LONG]) == [22 - 16]
 
 
 def test_words_that_are_not_read_change_no_embedding() -> None:
-    pipeline = builders.build("sd1")
+    pipeline = build("sd1")
     words = LONG.split()[:14]  # as many as it takes
     states = [
         pipeline.encode_prompt([" ".join([*words, *more])], "cpu", 1, do_classifier_free_guidance=False)[0]
