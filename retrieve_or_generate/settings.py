@@ -174,7 +174,7 @@ class SelectionSettings(Settings):
         description="all; at random; far from the real images of the class, but among them; hardest to tell from real ones",
     )
     over: float = Field(2.0, gt=1, le=100, description="images to choose from for each that is kept (not: rule all)")
-    neighbours: int = Field(5, ge=1, description="nearest real images that say how thin they lie (rule: low_density)")
+    neighbours: int = Field(3, ge=1, description="nearest real images that say how thin they lie (rule: low_density)")
 
 
 class SynthesizeSettings(Settings):

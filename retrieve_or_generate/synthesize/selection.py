@@ -7,7 +7,7 @@ that set, never the task's own. Distances are between CLIP embeddings of unit le
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ _FOLDS = 5
 _MOST = 20_000  # real and as many synthetic images that a discriminator learns from: far more than it has weights
 _INVERSE_REGULARISATION = 0.01  # of scikit-learn's LogisticRegression on standardised features
 _BLOCK = 2048  # rows whose distances are held at once
+_ROUNDING = 1e-12  # of squared distances in float64
 
 
 @dataclass(frozen=True)
@@ -139,30 +140,31 @@ def density(made: np.ndarray, real: np.ndarray, neighbours: int) -> tuple[np.nda
     """
     if not len(real):
         return np.zeros(len(made)), np.zeros(len(made))
-    among, near = min(neighbours, len(real) - 1), min(neighbours, len(real))
     radii = np.full(len(real), np.inf)
-    if among:  # column 0 of the sorted distances is the image itself
-        radii = _by_rows(real, real, lambda d: np.partition(d, among, axis=1)[:, among])
-    distance = _by_rows(made, real, lambda d: np.partition(d, near - 1, axis=1)[:, :near].mean(1))
-    outside = _by_rows(made, real, lambda d: _ratios(d, radii).min(1))
-    return distance, outside
+    if len(real) > 1:  # the first of the sorted distances is that of the image from itself
+        among = min(neighbours, len(real) - 1)
+        radii = np.concatenate([np.partition(block, among, axis=1)[:, among] for block in _distances(real, real)])
+    near = min(neighbours, len(real))
+    distance, outside = [np.empty(0)], [np.empty(0)]
+    for block in _distances(made, real):
+        distance.append(np.partition(block, near - 1, axis=1)[:, :near].mean(1))
+        outside.append(_in_radii(block, radii).min(1))
+    return np.concatenate(distance), np.concatenate(outside)
 
 
-def _ratios(distances: np.ndarray, radii: np.ndarray) -> np.ndarray:
+def _in_radii(distances: np.ndarray, radii: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num(distances / radii, nan=0.0, posinf=np.inf)  # 0/0: on a real image that has a copy
 
 
-def _by_rows(a: np.ndarray, b: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """`of` the (rows, m) distances of blocks of `a` from `b`: sums in float64, as equal vectors must come out at zero."""
+def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[np.ndarray]:
+    """(n, d) and (m, d) to (rows, m) float64, a block of rows after the other; equal vectors have distance 0."""
     b = b.astype(np.float64)
     squares = np.square(b).sum(1)
-    parts = [np.empty(0)]
     for start in range(0, len(a), _BLOCK):
         block = a[start : start + _BLOCK].astype(np.float64)
         squared = np.square(block).sum(1)[:, None] + squares - 2 * block @ b.T
-        parts.append(of(np.sqrt(np.where(squared < 1e-12, 0, squared))))
-    return np.concatenate(parts)
+        yield np.sqrt(np.where(squared < _ROUNDING, 0, squared))
 
 
 def _hardest(made: Embedded, real: Embedded, neighbours: int, task: str) -> Judged:
