@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,8 @@ Retrieved = Callable[..., ImageSet]
 def splitless(tmp_path: Path) -> Task:
     """The pocket textures, where whoever opens a split ends in an error."""
     (tmp_path / "task").mkdir()
-    return replace(load_task("textures"), folder=tmp_path / "task")
+    textures = load_task("textures")
+    return Task(textures.name, textures.class_names, textures.templates, tmp_path / "task", textures.synonyms)
 
 
 @pytest.fixture
