@@ -1,15 +1,14 @@
 """Rebuilds the pocket weights from nothing: `python -m retrieve_or_generate.pocket.train --out FOLDER`.
 
-Reads nothing but the pool that this package draws. Writes `FOLDER/clip` (open_clip) and `FOLDER/stable-diffusion` (diffusers), and
-while it works `FOLDER/generator.pt`, from which a stopped training goes on, and `FOLDER/samples.png`. One core needs two and a half
-hours or so; docs/pocket.md has the minutes and the final numbers.
+Reads nothing but the pool that this package draws. Writes `FOLDER/clip` (open_clip), `FOLDER/captioner` and `FOLDER/language`
+(transformers) and `FOLDER/stable-diffusion` (diffusers), in this order, and while it works `FOLDER/generator.pt`, from which a
+stopped training goes on, and `FOLDER/samples.png`. What is there is not made again. One core needs three hours or so;
+docs/pocket.md has the minutes and the final numbers.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,38 +16,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from retrieve_or_generate.pocket import captions
+from retrieve_or_generate.pocket import captions, train_captioner, train_language
 from retrieve_or_generate.pocket.patch_vae import fit_patch_vae
-from retrieve_or_generate.pocket.pictures import decode, pool_rows
 from retrieve_or_generate.pocket.tokenizer import train_tokenizer
 from retrieve_or_generate.pocket.train_clip import train_clip
 from retrieve_or_generate.pocket.train_generator import Trainer, hidden_states, make_pipeline, text_tower
+from retrieve_or_generate.pocket.training_pool import training_pool
 from retrieve_or_generate.store import sha256_of, write_json
 
-# How often a picture is drawn, by its task: the digits are hardest, the things are there for their words.
-_DRAWN = {"digits": 2.0, "textures": 1.5, "aircraft": 1.0, None: 0.2}
-
-
-@dataclass(frozen=True)
-class TrainingPool:
-    """The pool without the planted evaluation copies: (n, 32, 32, 3) uint8 images, captions, sampling weights (n,)."""
-
-    images: np.ndarray
-    captions: list[str]
-    weights: np.ndarray
-
-
-def training_pool() -> TrainingPool:
-    rows = [row for row in pool_rows() if row.planted["kind"] != "evaluation_copy"]
-    named = [(row.planted.get("task"), row.planted["class_name"]) for row in rows]
-    counts = Counter(named)
-    tasks = Counter(task for task, _ in counts)
-    sizes = Counter(task for task, _ in named)
-    weights = [
-        _DRAWN[task] * (sizes[task] / tasks[task] / counts[task, name]) ** 0.5  # tail classes drawn a little more often
-        for task, name in named
-    ]
-    return TrainingPool(np.stack([decode(row.jpeg) for row in rows]), [row.caption for row in rows], np.array(weights))
+PARTS = ("captioner", "clip", "language", "stable-diffusion")
 
 
 def write_samples(trainer: Trainer, rate: float, tower: object, tokenizer: object, path: Path) -> None:
@@ -76,10 +52,8 @@ def write_samples(trainer: Trainer, rate: float, tower: object, tokenizer: objec
 
 
 def write_checksums(folder: Path) -> None:
-    """`checksums.json`: size and sha256 of every file of the two models, compared whenever they are loaded."""
-    files = [
-        path for part in ("clip", "stable-diffusion") for path in sorted((folder / part).rglob("*")) if path.is_file()
-    ]
+    """`checksums.json`: size and sha256 of every file of the models, compared whenever they are loaded."""
+    files = [path for part in PARTS for path in sorted((folder / part).rglob("*")) if path.is_file()]
     records = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
     }
@@ -104,6 +78,10 @@ def main() -> None:
         train_clip(
             pool.images, pool.captions, train_tokenizer(pool.captions), clip_folder, epochs=arguments.clip_epochs
         )
+    if not (arguments.out / "captioner").exists():
+        train_captioner.train(arguments.out / "captioner", clip=str(clip_folder))
+    if not (arguments.out / "language").exists():
+        train_language.train(arguments.out / "language")
     vae = fit_patch_vae(pool.images)
     tower, tokenizer = text_tower(clip_folder, pool.captions)
     context = torch.cat(

@@ -27,11 +27,12 @@ from transformers import (
 from retrieve_or_generate.models import load_clip
 from retrieve_or_generate.pocket.drawing import SIZE
 from retrieve_or_generate.pocket.places import SEED_STUDY
-from retrieve_or_generate.pocket.train import training_pool
 from retrieve_or_generate.pocket.train_clip import MEAN, STD, shifted
+from retrieve_or_generate.pocket.training_pool import training_pool
 from retrieve_or_generate.seeds import seed_for
 
 MOST_TOKENS = 20
+STEPS = 3000
 _WIDTH, _PATCH, _LAYERS, _TEXT_LAYERS = 128, 8, 4, 2
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
 _PAD, _END, _BEGIN = _SPECIAL.index("[PAD]"), _SPECIAL.index("[SEP]"), _SPECIAL.index("[DEC]")
@@ -74,9 +75,9 @@ def make_captioner(vocabulary_size: int) -> BlipForConditionalGeneration:
 
 
 @torch.no_grad()
-def begin_with_clip(captioner: BlipForConditionalGeneration) -> None:
+def begin_with_clip(captioner: BlipForConditionalGeneration, clip: str) -> None:
     """Copy the pocket CLIP's image tower. BLIP's has no norm before its layers; CLIP's goes into the embeddings, on average."""
-    source = load_clip("pocket").network.visual
+    source = load_clip(clip).network.visual
     target = captioner.vision_model
     positions = source.positional_embedding.float()
     start = torch.cat([source.class_embedding[None].float(), torch.zeros(len(positions) - 1, _WIDTH)]) + positions
@@ -109,7 +110,7 @@ def _typical_deviation(tower: torch.nn.Module) -> float:
 class Trainer:
     """One run over the pool's pairs, drawn by their weights."""
 
-    def __init__(self, steps: int, batch_size: int = 64, learning_rate: float = 1.5e-3):
+    def __init__(self, steps: int, clip: str = "pocket", batch_size: int = 64, learning_rate: float = 1.5e-3):
         seed = seed_for(SEED_STUDY, "train captioner")
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
@@ -119,7 +120,7 @@ class Trainer:
         self.tokens = self._tokens(pool.captions)
         self.weights = torch.from_numpy(pool.weights).double()
         self.model = make_captioner(len(self.tokenizer))
-        begin_with_clip(self.model)
+        begin_with_clip(self.model, clip)
         self.steps, self.batch_size = steps, batch_size
         vision = list(self.model.vision_model.parameters())
         text = list(self.model.text_decoder.parameters())
@@ -179,16 +180,23 @@ class Trainer:
         BlipProcessor(images, self.tokenizer).save_pretrained(folder)
 
 
+def train(folder: Path, steps: int = STEPS, clip: str = "pocket") -> None:
+    """Train with the image tower of `clip` to begin with, and write the folder."""
+    trainer = Trainer(steps, clip)
+    trainer.run()
+    unfinished = folder.with_name(folder.name + ".part")
+    trainer.save(unfinished)
+    unfinished.replace(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the captioner")
-    parser.add_argument("--steps", type=int, default=3000, help="updates of 64 pairs (default 3000)")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"updates of 64 pairs (default {STEPS})")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    trainer = Trainer(arguments.steps)
-    trainer.run()
-    trainer.save(arguments.out)
+    train(arguments.out, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from retrieve_or_generate.pocket.places import SEED_STUDY
 from retrieve_or_generate.seeds import generator_for, seed_for
 
 MOST_TOKENS = 160
+STEPS = 2000
 _VOCABULARY = 1400
 _PAD, _BEGIN, _END = "<pad>", "<s>", "</s>"
 _UNWEIGHED = -100
@@ -278,16 +279,22 @@ class Trainer:
         self.tokenizer.save_pretrained(folder)
 
 
+def train(folder: Path, steps: int = STEPS) -> None:
+    trainer = Trainer(steps)
+    trainer.run()
+    unfinished = folder.with_name(folder.name + ".part")
+    trainer.save(unfinished)
+    unfinished.replace(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the language model")
-    parser.add_argument("--steps", type=int, default=2000, help="updates of 32 texts (default 2000)")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"updates of 32 texts (default {STEPS})")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    trainer = Trainer(arguments.steps)
-    trainer.run()
-    trainer.save(arguments.out)
+    train(arguments.out, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
+import pytest
+
 
 @dataclass
 class Repository:
@@ -96,7 +98,9 @@ def hub(repositories: Mapping[str, Repository]) -> Iterator[Hub]:
             self.answer(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
 
         def file(self, path: str) -> None:
-            """ORG/NAME/resolve/REVISION/FILE."""
+            """ORG/NAME/resolve/REVISION/FILE; what else the library asks for is not there."""
+            if path.count("/") < 4:
+                raise _Refused(404, "EntryNotFound")
             organisation, name, _, revision, *rest = path.split("/")
             commit, folder = self.found(f"{organisation}/{name}", revision)
             found = folder.joinpath(*rest)
@@ -123,6 +127,17 @@ def hub(repositories: Mapping[str, Repository]) -> Iterator[Hub]:
         yield served
         server.shutdown()
     thread.join(5)
+
+
+def point_at(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As HF_ENDPOINT and HF_HUB_CACHE do before a program starts."""
+    from huggingface_hub import constants, hf_api
+
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hf_api.api, "endpoint", url)
 
 
 def _etag(path: Path) -> str:

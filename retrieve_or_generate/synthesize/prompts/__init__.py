@@ -8,6 +8,7 @@ from retrieve_or_generate.synthesize.prompts.alt_text import AltText
 from retrieve_or_generate.synthesize.prompts.base import Prompt, PromptSource, Strategy
 from retrieve_or_generate.synthesize.prompts.class_name import ClassName
 from retrieve_or_generate.synthesize.prompts.file import File
+from retrieve_or_generate.synthesize.prompts.image_captions import ImageCaptions
 from retrieve_or_generate.synthesize.prompts.places import Places
 from retrieve_or_generate.synthesize.prompts.templates import Templates
 
@@ -18,6 +19,7 @@ STRATEGIES: dict[str, Callable[[PromptSource], Strategy]] = {
     "templates": Templates,
     "places": Places,
     "alt_text": AltText,
+    "image_captions": ImageCaptions,
     "file": File,
 }
 
