@@ -75,7 +75,7 @@ def test_every_verbs_help_has_an_example(verb: str, capsys: pytest.CaptureFixtur
         (["retreive"], "No such command 'retreive'. Did you mean 'retrieve'?"),
         (["compare", "--sedes", "3"], "No such option: --sedes .*--seeds"),
         (["report"], "Missing argument"),
-        (["tasks", "digits"], "unexpected extra argument"),
+        (["tasks", "digits", "dtd"], "unexpected extra argument"),
     ],
 )
 def test_a_mistyped_command_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,11 +140,23 @@ def test_signals_have_their_codes(name: str, code: int, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_tasks_as_a_table_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tasks_as_a_table_and_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ROG_DATA", str(tmp_path))
     assert rog("tasks", "--json") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["task", "classes", "train", "val", "test"]
-    assert [row["task"] for row in json.loads(lines[-1])["tasks"]] == ["digits", "textures", "aircraft"]
+    assert lines[0].split() == ["task", "classes", "train", "val", "test", "files"]
+    rows = json.loads(lines[-1])["tasks"]
+    assert [row["task"] for row in rows][:4] == ["digits", "textures", "aircraft", "imagenet"]
+    assert rows[4] == {
+        "task": "dtd",
+        "classes": 47,
+        "train": 1880,
+        "val": 1880,
+        "test": 1880,
+        "files": f"not in {tmp_path}; rog tasks dtd says what to fetch",
+    }
 
 
 def test_verify_tells_damage_from_a_wrong_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,7 +253,7 @@ def test_an_index_is_built_checked_and_searched(tmp_path: Path, capsys: pytest.C
         (["retrieve", "--device", "gpu0"], "unknown device 'gpu0': give cpu, cuda or cuda:N"),
         (["retrieve", "gone.yaml"], "gone.yaml: no such experiment file"),
         (["compare", "--seeds", "0"], "seeds: input should be greater than or equal to 1, not '0'"),
-        (["compare", "--set", "sources=[sintetic]"], "sources.0: input should be 'none', 'retrieved'"),
+        (["compare", "--set", "sources=[sintetic]"], "unknown source 'sintetic'; did you mean 'synthetic'?"),
         (["compare", "--set", "taskz=[digits]"], "unknown key 'taskz'; did you mean 'tasks'?"),
         (["compare", "--set", "tasks=[digit]"], "unknown task 'digit'"),
         (["synthesize"], "give either the image set to match (--like SET) or the one to perturb"),
@@ -258,6 +270,8 @@ def test_an_index_is_built_checked_and_searched(tmp_path: Path, capsys: pytest.C
         (["synthesize", "--like", "", "--out", "x"], "--like is empty"),
         (["verify", ""], "an argument is empty"),
         (["retrieve", "--set", "tasks=['']"], "a task without a name"),
+        (["retrieve", "--out", f"{__file__}/below"], "cannot be written to (Not a directory); choose another --out"),
+        (["retrieve", "--out", "/proc/none"], "cannot be written to (No such file or directory); choose another --out"),
         (["retrieve", "--set", "pool=''"], "unknown pool ''"),
     ],
 )
