@@ -275,7 +275,31 @@ def as_published(folder: Path) -> Path:
         )
     )
     _edit(folder / "vae/config.json", _diffusers_version="0.6.0")
+    _spread_tokenizer(folder / "tokenizer")
     return folder
+
+
+def _spread_tokenizer(folder: Path) -> None:
+    """As vocabulary, merges and special tokens, each in a file of its own."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(f"{one} {other}\n" for one, other in model["merges"])
+    )
+    word = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    names = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    special = {name: word | {"content": content} for name, content in names.items()} | {"pad_token": "<|endoftext|>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    own = {name: word | {"__type": "AddedToken", "content": content} for name, content in names.items()}
+    settings = {"add_prefix_space": False, "do_lower_case": True, "errors": "replace", "model_max_length": 16}
+    named = {
+        "name_or_path": "openai/clip-vit-large-patch14",
+        "tokenizer_class": "CLIPTokenizer",
+        "pad_token": "<|endoftext|>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(own | settings | named))
 
 
 def _old_attention(key: str) -> str:
