@@ -8,6 +8,7 @@ from pathlib import Path
 import mmh3
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retrieve_or_generate.errors import IntegrityError
@@ -34,6 +35,12 @@ _TYPES = {**dict.fromkeys(ALIASES, pa.string()), **dict.fromkeys(_NUMBERS, pa.fl
 def row_hash(url: str | None, caption: str | None) -> int:
     """The stable id of a row, signed 64 bits, as LAION's own tables have it [laion-prepro: laion5B/safety/compute_hashes.py]."""
     return int(mmh3.hash64(((url or "") + (caption or "")).encode())[0])
+
+
+def row_hashes(urls: pa.ChunkedArray, captions: pa.ChunkedArray) -> np.ndarray:
+    """(n,) int64: `row_hash` of each row."""
+    texts = pc.binary_join_element_wise(urls.fill_null(""), captions.fill_null(""), "")
+    return np.array([mmh3.hash64(text)[0] for text in texts.to_pylist()], np.int64)
 
 
 def read_columns(path: Path, columns: Sequence[str], rows: np.ndarray | None = None) -> pa.Table:
@@ -84,8 +91,7 @@ def _read(path: Path, columns: Sequence[str], rows: np.ndarray | None) -> pa.Tab
         table = _read_groups(file, [theirs for theirs in dict.fromkeys(found.values()) if theirs], rows)
     arrays = {ours: _typed(table, ours, theirs) for ours, theirs in found.items()}
     if "hash" in columns and not found["hash"] and (found["url"] or found["caption"]):
-        pairs = zip(arrays["url"].to_pylist(), arrays["caption"].to_pylist(), strict=True)
-        arrays["hash"] = pa.chunked_array([pa.array([row_hash(*pair) for pair in pairs], pa.int64())])
+        arrays["hash"] = pa.chunked_array([row_hashes(arrays["url"], arrays["caption"])])
     return pa.table({ours: arrays[ours] for ours in columns})
 
 

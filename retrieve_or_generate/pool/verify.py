@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from retrieve_or_generate.errors import IntegrityError
-from retrieve_or_generate.pool.columns import ALIASES, read_columns, row_hash, tells
+from retrieve_or_generate.pool.columns import ALIASES, read_columns, row_hashes, tells
 from retrieve_or_generate.pool.layout import Pool, PoolShard, wrong_norm
 from retrieve_or_generate.pool.tars import image_members
 
@@ -89,18 +91,19 @@ def _foreign_ids(shard: PoolShard) -> int:
     """
     if not tells(shard.metadata, "hash"):
         return 0
-    names = ("hash", "url", "image_path", "caption")
-    told = read_columns(shard.metadata, names).select(names)
-    known, wrong = 0, []
-    for row, (recorded, url, name, caption) in enumerate(zip(*(told[name].to_pylist() for name in names), strict=True)):
-        if recorded is not None:
-            known += 1
-            if recorded not in (row_hash(url, caption), row_hash(url or name, caption)):
-                wrong.append(row)
-    if len(wrong) in (0, known):
-        return len(wrong)
+    told = read_columns(shard.metadata, ("hash", "url", "image_path", "caption"))
+    recorded = told["hash"].fill_null(0).to_numpy()
+    wrong = told["hash"].is_valid().to_numpy() & (recorded != row_hashes(told["url"], told["caption"]))
+    if wrong.any():
+        named = pc.if_else(pc.equal(told["url"], ""), None, told["url"])
+        names = pc.coalesce(named, told["image_path"].cast(pa.string()))
+        wrong &= recorded != row_hashes(names, told["caption"])
+    known = shard.rows - told["hash"].null_count
+    if (count := int(wrong.sum())) in (0, known):
+        return count
+    first = np.flatnonzero(wrong)[0]
     raise IntegrityError(
-        f"{shard.metadata}: hash of row {wrong[0]} is not that of its URL and caption ({len(wrong)} such rows of {known})"
+        f"{shard.metadata}: hash of row {first} is not that of its URL and caption ({count} such rows of {known})"
     )
 
 

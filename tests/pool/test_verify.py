@@ -79,13 +79,14 @@ def with_ids(folder: Path, ids: list[int | None], **columns: list[str | None]) -
 
 def test_recorded_ids_are_those_of_url_and_caption(tmp_path: Path) -> None:
     """Or, as `rog index embed` has them, of the name of a row without a URL. A row without an id has none that is wrong."""
-    make_pool(tmp_path, rows=(4,))
-    urls, captions = ["u0", "u1", None, "u3"], ["a", "b", "c", None]
-    ids = [row_hash("u0", "a"), None, row_hash("2.jpg", "c"), row_hash("u3", None)]
-    with_ids(tmp_path, ids, URL=urls, TEXT=captions, image_path=["0.jpg", "1.jpg", "2.jpg", "3.jpg"])
+    make_pool(tmp_path, rows=(5,))
+    urls, captions = ["u0", "u1", None, "", "u4"], ["a", "b", "c", "d", None]
+    names = [f"{row}.jpg" for row in range(5)]
+    ids = [row_hash("u0", "a"), None, row_hash("2.jpg", "c"), row_hash("3.jpg", "d"), row_hash("u4", None)]
+    with_ids(tmp_path, ids, URL=urls, TEXT=captions, image_path=names)
     assert verify_pool(open_pool(str(tmp_path))).foreign_ids == 0
-    with_ids(tmp_path, [*ids[:3], row_hash("u0", "a")], URL=urls, TEXT=captions, image_path=["", "", "2.jpg", ""])
-    with pytest.raises(IntegrityError, match=r"hash of row 3 is not that of its URL and caption \(1 such rows of 3\)"):
+    with_ids(tmp_path, [*ids[:4], row_hash("u0", "a")], URL=urls, TEXT=captions, image_path=names)
+    with pytest.raises(IntegrityError, match=r"hash of row 4 is not that of its URL and caption \(1 such rows of 4\)"):
         verify_pool(open_pool(str(tmp_path)))
 
 
