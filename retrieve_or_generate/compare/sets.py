@@ -147,9 +147,10 @@ class _Maker:
         """The one of this variant; the last one asked for is kept."""
         from retrieve_or_generate.synthesize import load_generator
 
-        if self.loaded is None or self.loaded[0] != variant.generator:
+        how = variant.synthesize
+        if self.loaded is None or self.loaded[0] != variant.generator or not self.loaded[1].serves(how):
             self.loaded = None  # its memory is free before the other is loaded
-            self.loaded = variant.generator, load_generator(variant.generator, self.device)
+            self.loaded = variant.generator, load_generator(variant.generator, self.device, how)
         return self.loaded[1]
 
 
