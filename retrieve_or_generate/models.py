@@ -6,7 +6,7 @@ open_clip as they are. Weights are safetensors where there is a choice, and neve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -61,8 +61,10 @@ class Clip(torch.nn.Module):
             return F.normalize(self.network.encode_text(tokens).float(), dim=-1)
 
     @torch.inference_mode()
-    def class_weights(self, class_names: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-        """(d, classes) float32, unit columns: open_clip's own zero-shot classifier over `templates` ("{}" is the name)."""
+    def class_weights(
+        self, class_names: Sequence[str], templates: Sequence[str] | Sequence[Callable[[str], str]]
+    ) -> torch.Tensor:
+        """(d, classes) float32, unit columns: open_clip's own zero-shot classifier over `templates` of the name (at "{}")."""
         with plain_attention(self.device):
             weights = open_clip.build_zero_shot_classifier(
                 self.network, self.tokenizer, list(class_names), list(templates), device=self.device

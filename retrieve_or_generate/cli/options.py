@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,14 @@ import typer
 if TYPE_CHECKING:
     from retrieve_or_generate.experiment import Experiment
     from retrieve_or_generate.image_set import ImageSet
+
+
+def _name_data_folder(folder: Path | None) -> Path | None:
+    """`--data` as the variable that tasks look at, so that worker processes see it, too."""
+    if folder is not None:
+        os.environ["ROG_DATA"] = str(folder.absolute())
+    return folder
+
 
 ExperimentFile = Annotated[
     Path | None,
@@ -28,6 +37,15 @@ Pool = Annotated[
 ]
 Task = Annotated[
     str | None, typer.Option(metavar="TASK", help="name (rog tasks) or folder of the task", show_default=False)
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        callback=_name_data_folder,
+        help="where published data sets lie (rog tasks); default: ROG_DATA",
+        show_default=False,
+    ),
 ]
 Out = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="folder to write to; default: under runs/", show_default=False)
@@ -68,7 +86,19 @@ def emit_set(image_set: ImageSet, as_json: bool) -> None:
     record |= {"candidates": len(manifest), "dropped": reasons, "excluded": list(image_set.excluded)}
     record |= {"search": search} if search else {}
     record |= {"few_examples": few} if few else {}
-    emit("\n".join([text + left_out, *_searched(search), *_few_examples(few)]), record, as_json)
+    record |= {name: image_set.record[name] for name in ("selection", "memorised") if name in image_set.record}
+    told = [*_searched(search), *_few_examples(few), *_besides(image_set.record)]
+    emit("\n".join([text + left_out, *told]), record, as_json)
+
+
+def _besides(record: dict[str, Any]) -> Iterator[str]:
+    """What was chosen among generated images, and which of them copy the pool."""
+    if selection := record.get("selection"):
+        images = selection["images"]
+        yield f"  selected by {selection['rule']}: {images['chosen']} of {images['all']}"
+    if memorised := record.get("memorised"):
+        why = f": {memorised['why']}" if "why" in memorised else ""
+        yield f"  copies of the pool: {memorised['found']} of {memorised['checked']} images looked for{why}"
 
 
 def _few_examples(few: dict[str, int]) -> Iterator[str]:

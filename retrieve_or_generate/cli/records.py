@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retrieve_or_generate.cli.options import AsJson, emit
+from retrieve_or_generate.cli.options import AsJson, Data, emit
 from retrieve_or_generate.endings import DamageFoundError
 from retrieve_or_generate.errors import IntegrityError, UsageError
 
@@ -86,25 +86,48 @@ def verify(
     emit("\n".join(lines), {"units": units, "files": files, "pool": asdict(pool)}, as_json)
 
 
-def tasks(as_json: AsJson = False) -> None:
-    """List the tasks that have a name.
+def tasks(
+    task: Annotated[
+        str | None, typer.Argument(metavar="TASK", help="name, folder or task.yaml to check", show_default=False)
+    ] = None,
+    data: Data = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="images of each split that are read; default: all", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the tasks that have a name, or check one.
 
-    A folder in CLIP_benchmark's webdataset layout is a task, too.
+    Those of the pocket world are always there; published ones are read from files of yours below --data. A task is also a folder in
+    CLIP_benchmark's webdataset layout, or one with a task.yaml (docs/tasks.md). Checking TASK reads and decodes its images, counts
+    them by split and class, and names those that cannot be read; exit code 2 where there are any.
 
     \b
-    Example:  rog tasks --json
+    Examples:
+      rog tasks --data /data
+      rog tasks dtd --data /data
+      rog tasks my-birds/
     """
-    from retrieve_or_generate.tasks import SPLITS, load_task, task_names
+    if task is None:
+        from retrieve_or_generate.tasks.listing import list_tasks
 
-    rows: list[dict[str, Any]] = []
-    for name in task_names():
-        task = load_task(name)
-        rows.append(
-            {"task": name, "classes": len(task.class_names)} | {split: len(task.split(split)) for split in SPLITS}
-        )
-    lines = [f"{'task':<12} {'classes':>7} {'train':>6} {'val':>6} {'test':>6}"]
-    lines += ["{task:<12} {classes:>7} {train:>6} {val:>6} {test:>6}".format(**row) for row in rows]
-    emit("\n".join(lines), {"tasks": rows}, as_json)
+        rows = list_tasks()
+        emit("\n".join(_task_lines(rows)), {"tasks": rows}, as_json)
+        return
+    from retrieve_or_generate.progress import ProgressLine
+    from retrieve_or_generate.tasks import load_task
+    from retrieve_or_generate.tasks.check import check_task
+
+    found = check_task(load_task(task), sample, ProgressLine())
+    emit("\n".join(found.lines()), found.record(), as_json)
+    if not found.is_whole:
+        raise typer.Exit(UsageError.exit_code)
+
+
+def _task_lines(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [f"{'task':<14} {'classes':>7} {'train':>8} {'val':>6} {'test':>6}  files"]
+    return [*lines, *("{task:<14} {classes:>7} {train:>8} {val:>6} {test:>6}  {files}".format(**row) for row in rows)]
 
 
 def models(as_json: AsJson = False) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.models import Clip
-from retrieve_or_generate.pixels import decode_all
 from retrieve_or_generate.tasks.base import SplitName, Task
+from retrieve_or_generate.tasks.templates import as_functions
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class TaskImages:
 def task_images(task: Task, clip: Clip) -> TaskImages:
     """Decode the splits of `task` at the size of `clip` and make its classifier."""
     splits = {name: _decoded(task, name, clip.image_size) for name in get_args(SplitName)}
-    return TaskImages(clip.class_weights(task.class_names, task.templates), **splits)
+    return TaskImages(clip.class_weights(task.class_names, as_functions(task.templates)), **splits)
 
 
 def _decoded(task: Task, name: SplitName, size: int) -> LabelledImages:
     split = task.split(name)
-    return LabelledImages(decode_all(split.images, size), split.labels, split.keys)
+    return LabelledImages(split.decoded(size), split.labels, tuple(split.keys))

@@ -14,11 +14,10 @@ import numpy as np
 
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.models import Clip, image_features, text_features
-from retrieve_or_generate.pixels import decode_all
 from retrieve_or_generate.seeds import generator_for
 from retrieve_or_generate.settings import RetrieveSettings
 from retrieve_or_generate.tasks.base import Task
-from retrieve_or_generate.tasks.templates import templates_for
+from retrieve_or_generate.tasks.templates import filled, templates_for
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Queries:
 def class_queries(task: Task, clip: Clip, settings: RetrieveSettings) -> Queries:
     """The queries of every class, templates first. Raises `UsageError` for a class without a training image to be an example."""
     templates = templates_for(task, settings.templates)
-    texts = [template.replace("{}", name) for name in task.class_names for template in templates]
+    texts = [filled(template, name) for name in task.class_names for template in templates]
     places = np.arange(len(texts)).reshape(len(task.class_names), len(templates))
     with _one_thread():
         features = text_features(clip, texts)
@@ -76,7 +75,7 @@ def _examples(task: Task, clip: Clip, per_class: int) -> tuple[list[str], np.nda
         places[label] = len(drawn)
         places[label, : len(order)] += np.arange(len(order))
         drawn += there[order].tolist()
-    pixels = decode_all([split.images[i] for i in drawn], clip.image_size)
+    pixels = split.decoded(clip.image_size, drawn)
     return [f"training image {split.keys[i]}" for i in drawn], pixels, places
 
 

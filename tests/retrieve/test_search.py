@@ -15,6 +15,7 @@ from handmade import CAPTIONS, CLIP, QUERIES, ROWS, TASK, Wordless, text_feature
 from test_remote import Service, serving
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.pixels import encode_png
 from retrieve_or_generate.pool import planner
 from retrieve_or_generate.pool.layout import Pool
 from retrieve_or_generate.progress import Bytes
@@ -245,11 +246,10 @@ def test_example_images_are_queries_and_count_as_much_as_templates(
 
     class Pictured(Wordless):
         def split(self, name: str) -> Split:
-            return Split(tuple("abcde"), (b"",) * 5, np.array([0, 1, 2, 0, 0]))
+            return Split(tuple("abcde"), (encode_png(np.zeros((8, 8, 3), np.uint8)),) * 5, np.array([0, 1, 2, 0, 0]))
 
     task = Pictured("pictured", TASK.class_names, TASK.templates, Path("nowhere"))
     clip: Any = SimpleNamespace(**vars(CLIP), image_size=8)
-    monkeypatch.setattr(queries_module, "decode_all", lambda images, size: np.zeros((len(images), 3, 8, 8), np.uint8))
     monkeypatch.setattr(queries_module, "image_features", lambda clip, pixels: shown[: len(pixels)])
     settings = RetrieveSettings(k=5, examples_per_class=2, fetch="http")
     queries = class_queries(task, clip, settings)
