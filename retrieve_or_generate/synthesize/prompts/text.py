@@ -9,8 +9,8 @@ from pathlib import Path
 from retrieve_or_generate.errors import UsageError, unknown_name
 from retrieve_or_generate.tasks.queries import read_text
 
-
-_UNSEEN = ("Cc", "Cf", "Cs")  # control, format (such as those that turn the direction of writing), half a surrogate pair
+_UNSEEN = ("Cc", "Cf", "Cs")
+"""Control characters, format characters such as those that turn the direction of writing, halves of surrogate pairs."""
 
 
 def clean(text: str) -> str:
