@@ -27,6 +27,7 @@ from retrieve_or_generate.models import Clip, load_clip
 from retrieve_or_generate.pixels import UndecodableImage, decode
 from retrieve_or_generate.pool.layout import Pool
 from retrieve_or_generate.pool.scan import Found, scan_pool
+from retrieve_or_generate.progress import Bytes
 from retrieve_or_generate.settings import CurateSettings
 from retrieve_or_generate.store import content_key, durable_file, read_seal, seal
 
@@ -230,13 +231,19 @@ def _nearest(
     new = first[~np.isin(sha256[first], hashes)]
     if len(new):
         state = scratch / content_key([key, sha256[new].tolist()])
-        found = scan_pool(pool, features[new], NEIGHBOURS, device=device, state=state, progress=progress)["image"]
+        found = scan_pool(pool, features[new], NEIGHBOURS, device=device, state=state, progress=_in_bytes(progress))[
+            "image"
+        ]
         hashes = np.concatenate([hashes, sha256[new]])
         D, I = (np.concatenate([old, more]) for old, more in zip((D, I), found, strict=True))  # noqa: E741
         _write(scratch, key, hashes, D, I)
     order = np.argsort(hashes)
     place = order[np.searchsorted(hashes, sha256, sorter=order)]
     return D[place], I[place]
+
+
+def _in_bytes(progress: Progress | None) -> Progress | None:
+    return progress and (lambda done, total: progress(Bytes(done), Bytes(total)))
 
 
 def _read(scratch: Path, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
