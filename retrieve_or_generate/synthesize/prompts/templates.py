@@ -7,7 +7,7 @@ from typing import Any
 
 from retrieve_or_generate.store import content_key
 from retrieve_or_generate.synthesize.prompts.base import Prompt, PromptSource
-from retrieve_or_generate.tasks.templates import templates_for
+from retrieve_or_generate.tasks.templates import filled, templates_for
 
 
 class Templates:
@@ -20,10 +20,8 @@ class Templates:
         self.fingerprint = content_key(["templates", self._templates])
 
     def prompts(self, label: int, count: int) -> list[Prompt]:
-        filled = [
-            Prompt(template.replace("{}", self._names[label]), {"template": template}) for template in self._templates
-        ]
-        return list(islice(cycle(filled), count))
+        own = [Prompt(filled(template, self._names[label]), {"template": template}) for template in self._templates]
+        return list(islice(cycle(own), count))
 
     def record(self) -> dict[str, Any]:
         return {"templates": len(self._templates)}

@@ -25,7 +25,7 @@ def load(request: pytest.FixtureRequest, source_of: SourceOf, tmp_path: Path) ->
 
 
 def test_a_split_that_is_looked_at_is_an_error(splitless: Task) -> None:
-    with pytest.raises(UsageError, match="split|shards"):
+    with pytest.raises(UsageError, match=r"split|shards"):
         splitless.split("test")
 
 
