@@ -6,6 +6,8 @@ by a table of the task, never from an order of folders: an empty folder would sh
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,8 +119,12 @@ def held_out(images: int, shares: Sequence[float], where: str) -> list[np.ndarra
     lengths = [(images if counted else 1) - sum(shares), *shares]
     if lengths[0] <= 0:
         raise UsageError(f"{where}: {sum(shares):g} of {images} images cannot be held out; hold out fewer")
+    while not counted and sum(lengths) > 1:  # by a rounding; torch would take them for numbers of images
+        lengths[0] = math.nextafter(lengths[0], 0)
     seed = torch.Generator().manual_seed(42)
-    parts: list[Any] = torch.utils.data.random_split(range(images), lengths, seed)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an empty part, which is an error here
+        parts: list[Any] = torch.utils.data.random_split(range(images), lengths, seed)  # type: ignore[arg-type]
     if empty := [part for part in parts if not len(part)]:
         raise UsageError(f"{where}: {images} images are too few for {len(parts)} parts, {len(empty)} of them empty")
     return [np.sort(np.array(part.indices, np.int64)) for part in parts]

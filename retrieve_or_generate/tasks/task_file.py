@@ -111,6 +111,12 @@ def read_folder(folder: Path) -> Task:
     if not (folder / CLASS_NAMES).is_file():
         raise UsageError(f"{folder}: no {CLASS_NAMES} and no {TASK_FILE}, so no task; docs/tasks.md says what one is")
     layout = Webdataset(folder)
+    there = layout.splits()
+    if missing := [name for name in SPLITS if name not in there]:
+        raise UsageError(
+            f"{folder}: no split {missing[0]!r} (there are: {', '.join(there) or 'none'}); put a {TASK_FILE} there that says what "
+            f"it is, such as, of {missing[0]}: 0.2, the share of train that is held out (docs/tasks.md)"
+        )
     templates = templates_in(folder / TEMPLATES)
     synonyms, wnids = synonyms_in(folder / "synonyms.tsv"), wnids_in(folder / "wnids.txt", layout.names)
     queries = folder / "queries.tsv"

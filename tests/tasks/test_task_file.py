@@ -1,0 +1,290 @@
+"""`task.yaml`: what it can say, shifted test sets, and the ways in which one can be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.utils.data import random_split
+
+from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.tasks import Task, load_task
+from tests.tasks import miniatures
+from tests.tasks.miniatures import NAMES, PNG, task_yaml, write
+
+Opened = Callable[[str], Task]
+
+
+@pytest.fixture
+def birds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders of images; herons, swans and owls in train, val and test."""
+    miniatures.image_folder(tmp_path / "birds", monkeypatch)
+    return tmp_path / "birds"
+
+
+@pytest.fixture
+def told(birds: Path) -> Opened:
+    """The task of the folder when its file says so."""
+
+    def opened(text: str) -> Task:
+        return load_task(task_yaml(birds, text))
+
+    return opened
+
+
+def test_names_are_those_of_folders_unless_told(told: Opened) -> None:
+    assert told("").class_names == ("grey heron", "mute swan", "owl_eagle-owl")
+    renamed = told("classes: {mute swan: swan, owl_eagle-owl: owl, grey heron: heron}")
+    assert renamed.class_names == ("swan", "owl", "heron")
+    assert np.bincount(renamed.split("train").labels).tolist() == [2, 3, 4]
+    together = told("classes: {mute swan: white, owl_eagle-owl: brown, grey heron: white}")
+    assert together.class_names == ("white", "brown")
+    assert np.bincount(together.split("train").labels).tolist() == [6, 3]
+
+
+def test_labels_follow_the_list_not_the_order_of_folders(told: Opened, birds: Path) -> None:
+    task = told(f"classes: {list(NAMES[::-1])}")
+    assert np.bincount(task.split("train").labels).tolist() == [3, 2, 4]
+    write(birds / "classnames.txt", "\n".join([NAMES[1], NAMES[2], NAMES[0]]))
+    assert np.bincount(told("").split("train").labels).tolist() == [2, 3, 4]
+    assert np.bincount(told("").split("val").labels).tolist() == [2, 1, 1]
+
+
+def test_what_is_held_out_is_what_torch_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(miniatures.image_folder_held_out(tmp_path / "birds", monkeypatch))
+    task = load_task(str(folder))
+    everything = sorted(path.relative_to(folder / "birds").as_posix() for path in folder.glob("birds/*/*.jpg"))
+    parts = random_split(everything, [0.5, 0.2, 0.3], generator=torch.Generator().manual_seed(42))  # type: ignore[arg-type]
+    for name, part in zip(("train", "val", "test"), parts, strict=True):
+        assert list(task.split(name).keys) == [everything[row] for row in sorted(part.indices)]
+    counted = load_task(task_yaml(folder, "data: birds\ntrain: .\nval: 7\ntest: 11"))
+    assert [len(counted.split(name)) for name in ("train", "val", "test")] == [39, 7, 11]
+
+
+def test_splits_can_be_called_otherwise(told: Opened) -> None:
+    task = told("val: test\ntest: val")
+    assert [len(task.split(name)) for name in ("train", "val", "test")] == [9, 5, 4]
+
+
+def test_a_clip_benchmark_folder_without_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(miniatures.clip_benchmark(tmp_path / "birds", monkeypatch))
+    (folder / "val").rename(tmp_path / "gone")
+    with pytest.raises(
+        UsageError, match=r"no split 'val' \(there are: test, train\); put a task.yaml there .* val: 0.2"
+    ):
+        load_task(str(folder))
+    write(folder / "task.yaml", "val: 0.25")
+    task = load_task(str(folder))
+    assert (task.class_names, task.templates) == (NAMES, miniatures.TEMPLATES)
+    assert [len(task.split(name)) for name in ("train", "val", "test")] == [7, 2, 5]
+
+
+def test_keys_that_begin_anew_in_each_shard_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = load_task(miniatures.clip_benchmark(tmp_path, monkeypatch)).split("train").keys
+    assert [keys[0], keys[5]] == ["0/s0000000", "1/s0000000"]
+
+
+def test_a_task_extends_another(told: Opened, birds: Path, tmp_path: Path) -> None:
+    base = told(f"classes: {list(NAMES)}")
+    write(tmp_path / "more/task.yaml", "extends: ../birds\ntemplates: ['{}']\nshifts: {mirrored: {data: ../birds/val}}")
+    write(tmp_path / "more/queries.tsv", "mute swan\tswan\tbird\n")
+    more = load_task(str(tmp_path / "more"))
+    assert (more.name, more.class_names, more.templates) == ("more", base.class_names, ("{}",))
+    assert more.caption_queries[1].alternatives() == [("swan", "bird")]
+    assert more.split("test").images[0] == base.split("test").images[0]
+    assert list(more.shifts) == ["mirrored"]
+    assert len(more.shift("mirrored")) == 4
+    write(tmp_path / "digits/task.yaml", "extends: digits\nname: numbers")
+    assert load_task(str(tmp_path / "digits")).templates == load_task("digits").templates
+    write(tmp_path / "more/task.yaml", "extends: ../birds\nval: 0.2")
+    with pytest.raises(UsageError, match="val is of the task that it extends"):
+        load_task(str(tmp_path / "more"))
+
+
+class TestShifts:
+    def test_classes_are_matched_by_name_and_some_may_lack(self, told: Opened, tmp_path: Path) -> None:
+        for name in ("owl_eagle-owl", "grey heron"):
+            write(tmp_path / f"drawn/{name}/1.png", PNG)
+        task = told(f"classes: {list(NAMES)}\nshifts: {{drawn: ../drawn}}")
+        shift = task.shift("drawn")
+        assert sorted(zip(shift.keys, shift.labels.tolist(), strict=True)) == [
+            ("grey heron/1.png", 0),
+            ("owl_eagle-owl/1.png", 2),
+        ]
+        assert told(f"classes: {list(NAMES)}").fingerprint == task.fingerprint
+        with pytest.raises(UsageError, match=r"unknown shift of task birds 'drwan'; did you mean 'drawn'\?"):
+            task.shift("drwan")
+
+    def test_a_class_of_no_name_is_an_error_unless_it_is_left_out(self, told: Opened, tmp_path: Path) -> None:
+        for name in ("heron", "hoopoe"):
+            write(tmp_path / f"drawn/test/{name}/1.png", PNG)
+        with pytest.raises(
+            UsageError,
+            match=r"shift drawn: unknown class 'heron'; did you mean 'grey heron'\?.*classes: \{LABEL: CLASS\}",
+        ):
+            told("shifts: {drawn: ../drawn}")
+        shift = told("shifts: {drawn: {data: ../drawn, classes: {heron: grey heron}}}").shift("drawn")
+        assert (list(shift.keys), shift.labels.tolist()) == (["heron/1.png"], [0])
+        with pytest.raises(UsageError, match="unknown class 'gray heron'; did you mean 'grey heron'"):
+            told("shifts: {drawn: {data: ../drawn, classes: {heron: gray heron}}}")
+
+    def test_by_wordnet_id_and_by_number(self, told: Opened, birds: Path, tmp_path: Path) -> None:
+        write(birds / "wnids.txt", "n02009912\nn01860187\nn01621127\n")
+        write(tmp_path / "sketch/n01860187/1.png", PNG)
+        write(tmp_path / "numbered/2/1.png", PNG)
+        task = told("shifts: {sketch: ../sketch, numbered: ../numbered}")
+        assert task.shift("sketch").labels.tolist() == [1]
+        assert task.shift("numbered").labels.tolist() == [2]
+
+    def test_from_another_layout(self, told: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        miniatures.clip_benchmark(tmp_path / "other", monkeypatch)
+        write(tmp_path / "other/classnames.txt", "\n".join([NAMES[2], NAMES[0], NAMES[1]]))
+        task = told(f"classes: {list(NAMES)}\nshifts: {{other: ../other}}")
+        assert np.bincount(task.shift("other").labels).tolist() == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("valid: 0.2", r"task.yaml: unknown key 'valid'; did you mean 'val'\?"),
+        (
+            "kind: folder",
+            "task.yaml: kind: input should be 'image_folder', 'webdataset', 'hugging_face' or 'parquet', not 'folder'",
+        ),
+        ("data: nowhere", r"data: .*nowhere: no such file or folder"),
+        (
+            "val: dev",
+            r"no split 'dev' in .*birds \(there are: test, train, val\); hold some of train out with val: 0.2",
+        ),
+        ("val: 9", "9 of 9 images cannot be held out; hold out fewer"),
+        ("val: 0.01", "9 images are too few for 2 parts, 1 of them empty"),
+        ("val: 0.2\ntest: 3", "hold out shares, such as 0.2, or numbers of images, not one of each"),
+        ("classes: [grey heron]", "classes: 1 class; a task needs two or more"),
+        ("classes: [owl, owl]", "classes: 'owl' stands there twice"),
+        ("classes: [grey heron, mute swan]", r"birds/train: owl_eagle-owl/\d\.JPG: unknown class 'owl_eagle-owl'"),
+        (
+            "classes: [grey heron, mute swan, owl_eagle-owl, hoopoe]",
+            "train: no image of class 'hoopoe'; a folder of it belongs",
+        ),
+        ("classes: names.txt", "names.txt: missing"),
+        ("image: picture", "image, label and split name columns of tables, but the kind is image_folder"),
+        ("kind: parquet", "neither what save_to_disk of Hugging Face writes nor parquet files"),
+        ("kind: webdataset", r"no split 'train' in"),
+        ("name: a/b", "name: string should match pattern"),
+        ("shifts: {drawn: nowhere}", "nowhere: no such file or folder"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(text: str, message: str, told: Opened) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        told(text).split("train")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_class_folder_that_is_missing_or_empty(birds: Path) -> None:
+    for left in (birds / "test/mute swan").iterdir():
+        left.unlink()
+    with pytest.raises(UsageError, match=r"birds/test: no image of class 'mute swan'; a folder of it belongs there"):
+        load_task(str(birds)).split("test")
+    (birds / "test/mute swan").rmdir()
+    with pytest.raises(UsageError, match=r"birds/test: no image of class 'mute swan'"):
+        load_task(str(birds)).split("test")
+
+
+def test_templates_are_needed(birds: Path) -> None:
+    write(birds / "task.yaml", "")
+    with pytest.raises(UsageError, match=r"task\.yaml: a task file is a mapping"):
+        load_task(str(birds))
+    write(birds / "task.yaml", "name: birds")
+    with pytest.raises(UsageError, match="no templates; say what stands around class names"):
+        load_task(str(birds / "task.yaml"))
+    write(birds / "task.yaml", "templates: imagenet")
+    assert len(load_task(str(birds)).templates) == 80
+    write(birds / "task.yaml", "templates: around.txt")
+    write(birds / "around.txt", "a {c}.\n")
+    assert load_task(str(birds)).templates == ("a {}.",)
+    write(birds / "task.yaml", "templates: [a photo]")
+    with pytest.raises(UsageError, match=r"task\.yaml: templates: 'a photo' has no"):
+        load_task(str(birds))
+
+
+def test_a_folder_that_is_no_task(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"no classnames.txt and no task.yaml, so no task; docs/tasks.md says what one is"
+    ):
+        load_task(str(tmp_path))
+    with pytest.raises(UsageError, match=r"birds.yaml: no such folder; give --task a task folder"):
+        load_task("birds.yaml")
+
+
+class TestTables:
+    def table(self, folder: Path, **columns: list[object]) -> str:
+        for place in range(4):
+            write(folder / f"{place}.png", PNG)
+        pq.write_table(pa.table(columns), folder / "train.parquet")
+        return task_yaml(folder, "val: 0.25\ntest: 0.25")
+
+    paths = [f"{place}.png" for place in range(4)]  # noqa: RUF012
+
+    def test_numbers_need_names(self, tmp_path: Path) -> None:
+        self.table(tmp_path, path=self.paths, label=[0, 1, 2, 0])
+        with pytest.raises(
+            UsageError, match=r"labels are numbers; say what they are called, in the order of the numbers"
+        ):
+            load_task(str(tmp_path))
+        task_yaml(tmp_path, "val: 0.25\ntest: 0.25\nclasses: [a, b, c]")
+        task = load_task(str(tmp_path))
+        labels = {
+            key: label for name in ("train", "val", "test") for key, label in zip(*_keyed(task, name), strict=True)
+        }
+        assert labels == dict(zip(self.paths, [0, 1, 2, 0], strict=True))
+
+    @pytest.mark.parametrize(
+        ("labels", "told", "message"),
+        [
+            ([0, 1, 2, 3], "classes: [a, b, c]", r"3\.png: label 3 is not a class id below 3"),
+            ([0, 1, -1, 1], "classes: [a, b]", r"label: -1 in row 2 is not a class id below 2"),
+            ([0, 1, None, 1], "classes: [a, b]", r"1 rows have no label"),
+            (["a", "b", "q", "a"], "classes: [a, b]", r"2\.png: unknown class 'q'"),
+        ],
+    )
+    def test_labels_out_of_range(self, labels: list[object], told: str, message: str, tmp_path: Path) -> None:
+        self.table(tmp_path, path=self.paths, label=labels)
+        with pytest.raises(IntegrityError, match=message):
+            load_task(task_yaml(tmp_path, f"val: 0.25\ntest: 0.25\n{told}")).split("train")
+
+    def test_columns_are_found_or_asked_for(self, tmp_path: Path) -> None:
+        self.table(tmp_path, path=self.paths, file=self.paths, label=["a", "b", "a", "b"], kind=["x", "y", "y", "x"])
+        with pytest.raises(
+            UsageError, match=r"several columns of images \(path, file\); say which one in task.yaml as image: COLUMN"
+        ):
+            load_task(str(tmp_path))
+        task = load_task(task_yaml(tmp_path, "val: 0.25\ntest: 0.25\nimage: file\nlabel: kind"))
+        assert task.class_names == ("x", "y")
+        with pytest.raises(UsageError, match=r"unknown column 'fille'; did you mean 'file'\?"):
+            load_task(task_yaml(tmp_path, "val: 0.25\ntest: 0.25\nimage: fille"))
+        self.table(tmp_path, number=[1.0, 2.0], label=["a", "b"])
+        with pytest.raises(UsageError, match=r"no column of images; .*\(there are: number, label\)"):
+            load_task(task_yaml(tmp_path, "val: 0.5\ntest: 0.25")).split("train")
+
+    def test_a_file_that_is_no_table(self, tmp_path: Path) -> None:
+        self.table(tmp_path, path=self.paths, label=["a", "b", "a", "b"])
+        write(tmp_path / "train.parquet", b"PAR1")
+        with pytest.raises(IntegrityError, match=r"train.parquet: not a readable table"):
+            load_task(str(tmp_path))
+
+    def test_an_image_that_is_not_there(self, tmp_path: Path) -> None:
+        self.table(tmp_path, path=self.paths, label=["a", "b", "a", "b"])
+        (tmp_path / "2.png").unlink()
+        task = load_task(str(tmp_path))
+        with pytest.raises(IntegrityError, match=r"2\.png: cannot be read \(No such file or directory\)"):
+            [list(task.split(name).images) for name in ("train", "val", "test")]
+
+
+def _keyed(task: Task, name: str) -> tuple[list[str], list[int]]:
+    split = task.split(name)  # type: ignore[arg-type]
+    return list(split.keys), split.labels.tolist()
