@@ -48,6 +48,14 @@ def check_device(device: str) -> str:
     raise UsageError(f"device {device!r} is not there; there is {gpus}cpu")
 
 
+def check_devices(devices: str) -> tuple[str, ...]:
+    """`cuda:0,cuda:1` as what it lists, each checked; `UsageError` for one that is listed twice, or stands beside the CPU."""
+    listed = tuple(check_device(device.strip()) for device in devices.split(","))
+    if len(set(listed)) < len(listed) or (len(listed) > 1 and not all(one.startswith("cuda:") for one in listed)):
+        raise UsageError(f"--device {devices}: several are GPUs by number, each once, such as cuda:0,cuda:1")
+    return listed
+
+
 def compare(
     out: Path,
     experiment: Experiment = POCKET,
@@ -103,33 +111,46 @@ def synthesize(
     experiment: Experiment = POCKET,
     device: str = "cpu",
     progress: Progress | None = None,
+    jobs: int | None = None,
+    rank: int = 0,
+    world: int | None = None,
 ) -> ImageSet:
     """Generate as many images of each class as the image set `like` has, or perturb the image set `init` by `strength`.
 
-    `strength` is in [0, 1], by default the experiment's. `task` is needed only where it is a folder: else the set knows it.
+    `strength` is in [0, 1], by default the experiment's. `task` is needed only where it is a folder: else the set knows it. Images
+    are made by `jobs` processes of one thread each (one a core), or one process on each of several devices: `cuda:0,cuda:1`. With
+    a `world`, so many calls fill one folder, this one as the `rank`-th; whoever finds everything there finishes the set.
 
     Raises:
         UsageError: both or neither of `like` and `init`, an unknown generator, or an image set of another task.
+        OtherRanksError: this rank has made what is its own, others have not.
     """
+    from retrieve_or_generate.executors import core_count
     from retrieve_or_generate.image_set import load_image_set
     from retrieve_or_generate.models import load_clip
-    from retrieve_or_generate.synthesize import load_generator, perturb
+    from retrieve_or_generate.pool.layout import open_pool
+    from retrieve_or_generate.synthesize import KnownPool, Share, Workers, perturb
     from retrieve_or_generate.synthesize import synthesize as generate
     from retrieve_or_generate.tasks import load_task
 
     given = like or init
     if given is None or (like and init):
         raise UsageError("give either the image set to match (--like SET) or the one to perturb (--init SET)")
-    check_device(device)
+    devices = check_devices(device)
+    share = None if world is None else Share(rank, world)
     image_set = load_image_set(given)
     wanted = load_task(task or image_set.task)
-    clip, generator = load_clip(experiment.model, device), load_generator(experiment.generator, device)
-    told = _named(progress, f"{'synthesize' if like else 'perturb'} {wanted.name}")
+    generator = Workers(experiment.generator, devices, jobs or core_count())
+    clip = load_clip(experiment.model, devices[0])
     how, curation = experiment.synthesize, experiment.curate
     if like:
-        return generate(wanted, image_set, generator, clip, out, how, curation, told)
-    amount = experiment.perturb.strength if strength is None else strength
-    return perturb(wanted, image_set, generator, clip, out, amount, how, curation, told)
+        searched = how.memorised != "off" and experiment.retrieve.engine != "remote"
+        known = (
+            KnownPool(open_pool(experiment.pool), experiment.retrieve.model or experiment.model) if searched else None
+        )
+        return generate(wanted, image_set, generator, clip, out, how, curation, progress, known=known, share=share)
+    amount, prompt = experiment.perturb.strength if strength is None else strength, experiment.perturb.prompt
+    return perturb(wanted, image_set, generator, clip, out, amount, how, curation, progress, prompt=prompt, share=share)
 
 
 def finetune(

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from retrieve_or_generate.errors import IncompleteError, UsageError
@@ -170,7 +171,7 @@ def _run_in_workers(
 def _start(prepare: Callable[[], Work[P, R]]) -> _Worker[P]:
     ours, theirs = _CONTEXT.Pipe()
     environment = {**os.environ, **_ONE_THREAD}
-    process = _CONTEXT.Process(target=_serve, args=(prepare, theirs, environment), daemon=True)
+    process = _CONTEXT.Process(target=_serve, args=(prepare, theirs, environment, Path.cwd()), daemon=True)
     with _environment(_ONE_THREAD):  # read when the numerical libraries are imported
         _CONTEXT.set_forkserver_preload(_PRELOADED)
         process.start()
@@ -223,10 +224,11 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(prepare: Callable[[], Work[P, R]], pipe: Connection, environment: dict[str, str]) -> None:
+def _serve(prepare: Callable[[], Work[P, R]], pipe: Connection, environment: dict[str, str], folder: Path) -> None:
     """The life of a worker: prepare, then unit after unit. An interrupt is for the parent, which ends its workers."""
     os.environ.clear()
-    os.environ.update(environment)  # the server's are those of its own start
+    os.environ.update(environment)  # the server's are those of its own start, and so is its folder
+    os.chdir(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Downloads run in processes of its own, forbidden by multiprocessing to a child that ends with its parent. Ours watch for that.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]

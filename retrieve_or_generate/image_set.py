@@ -119,7 +119,7 @@ def start_candidates(folder: Path, key: str, fresh: bool = False) -> None:
     """
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not fresh and is_unfinished(folder) and read_json(folder / CANDIDATES_SEAL)["unfinished"] == key:
+    if not fresh and begun_under(folder) == key:
         return
     write_json(folder / CANDIDATES_SEAL, {"unfinished": key})
     for path in [*_visible(folder), *folder.glob(UNIT_FILES)]:
@@ -301,6 +301,11 @@ def is_unfinished(folder: Path) -> bool:
     except UsageError:
         return False
     return isinstance(record, dict) and "unfinished" in record
+
+
+def begun_under(folder: Path) -> str | None:
+    """The key under which its candidates were begun; None where they are not begun, or finished."""
+    return str(read_json(folder / CANDIDATES_SEAL)["unfinished"]) if is_unfinished(folder) else None
 
 
 def _counts_by_reason(manifest: pd.DataFrame, class_names: Sequence[str]) -> dict[str, dict[str, int]]:

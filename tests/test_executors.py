@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -39,14 +40,29 @@ def environments() -> Callable[[int], tuple[str | None, int]]:
     return threads_and_process
 
 
+class HubError(OSError):
+    """As libraries make them: it does not come out of a pickle."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(code, message, "a.tar")
+
+
 def fail(how: str) -> str:
     if how == "usage":
         raise UsageError("no such class")
     if how == "bug":
         raise ZeroDivisionError("one by zero")
+    if how == "full":
+        raise HubError("no space", errno.ENOSPC)
+    if how == "memory":
+        raise MemoryError
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     return how
+
+
+def _saying(word: str) -> Callable[[int], tuple[str, Path]]:
+    return lambda _: (time.sleep(0.05), (word, Path.cwd()))[1]
 
 
 def failures() -> Callable[[str], str]:
@@ -129,6 +145,23 @@ def test_a_users_mistake_comes_through(jobs: int) -> None:
 def test_a_bug_comes_with_its_traceback() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)unit-bug failed.*ZeroDivisionError: one by zero"):
         list(run_units(units("bug", "bug"), failures, jobs=2))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_the_system_refuses_comes_through(jobs: int) -> None:
+    with pytest.raises(OSError, match="no space") as raised:
+        list(run_units(units("full", "full"), failures, jobs))
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, "a.tar")
+    with pytest.raises(MemoryError):
+        list(run_units(units("memory", "memory"), failures, jobs))
+
+
+def test_workers_that_differ_and_the_folder_they_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    both = [partial(_saying, "first"), partial(_saying, "second")]
+    results = [result for _, result in run_units(units(*range(6)), both, jobs=2)]
+    assert {folder for _, folder in results} == {tmp_path}
+    assert {word for word, _ in results} == {"first", "second"}
 
 
 def test_a_dead_worker_is_named() -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from retrieve_or_generate import __version__
-from retrieve_or_generate.cli import embed, index, records, stages, takedown
+from retrieve_or_generate.cli import embed, index, records, stages, synthesize, takedown
 from retrieve_or_generate.endings import exit_code
 from retrieve_or_generate.errors import UsageError
 
@@ -22,7 +22,7 @@ app = typer.Typer(name="rog", add_completion=False, rich_markup_mode=None, prett
 _VERBS: tuple[Callable[..., None], ...] = (
     stages.compare,
     stages.retrieve,
-    stages.synthesize,
+    synthesize.synthesize,
     stages.finetune,
     records.report,
     records.status,

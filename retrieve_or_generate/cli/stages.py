@@ -20,7 +20,6 @@ from retrieve_or_generate.cli.options import (
     emit_set,
     read_experiment,
 )
-from retrieve_or_generate.errors import UsageError
 
 
 def compare(
@@ -88,51 +87,6 @@ def retrieve(
     wanted = task or asked.tasks[0]
     folder = out or Path("runs") / f"{Path(wanted).name}-retrieved"
     emit_set(api.retrieve(wanted, folder, asked, device, ProgressLine(), index_folder), as_json)
-
-
-def synthesize(
-    experiment: ExperimentFile = None,
-    like: Annotated[
-        Path | None, typer.Option(metavar="SET", help="image set whose class counts to match", show_default=False)
-    ] = None,
-    init: Annotated[Path | None, typer.Option(metavar="SET", help="image set to perturb", show_default=False)] = None,
-    strength: Annotated[
-        str | None,
-        typer.Option(metavar="S[,S…]", help="how far to perturb, each from 0 to 1; with --init", show_default=False),
-    ] = None,
-    task: Task = None,
-    overrides: Overrides = None,
-    out: Out = None,
-    device: Device = "cpu",
-    as_json: AsJson = False,
-) -> None:
-    """Generate images for a task's classes.
-
-    As many of each class as the set given with --like has; or the images of the set given with --init, perturbed by
-    --strength (one image set each: FOLDER-0.2, FOLDER-0.4). --task is needed only where it is a folder.
-
-    \b
-    Examples:
-      rog synthesize --like sets/digits --out sets/digits-synthetic
-      rog synthesize --init sets/digits --strength 0.2,0.4 --out sets/digits-perturbed
-    """
-    from retrieve_or_generate import api
-    from retrieve_or_generate.progress import ProgressLine
-
-    asked = read_experiment(experiment, overrides)
-    strengths = _strengths(strength)
-    base = out or Path("runs") / f"{(like or init or Path()).name}-{'synthetic' if like else 'perturbed'}"
-    for amount in strengths:
-        folder = base if len(strengths) == 1 else base.with_name(f"{base.name}-{amount:g}")
-        image_set = api.synthesize(folder, like, init, amount, task, asked, device, ProgressLine())
-        emit_set(image_set, as_json)
-
-
-def _strengths(text: str | None) -> list[float | None]:
-    try:
-        return [float(part) for part in text.split(",")] if text else [None]
-    except ValueError as error:
-        raise UsageError(f"--strength {text!r}: numbers from 0 to 1 with commas between, such as 0.2,0.4") from error
 
 
 def finetune(

@@ -10,6 +10,7 @@ images stays in `.described/` and is used again while it holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from retrieve_or_generate.models import Clip, image_features, text_features
 from retrieve_or_generate.settings import CurateSettings
 from retrieve_or_generate.tasks.base import Task
 
-__all__ = ["Described", "curate", "decide"]
+__all__ = ["Described", "Looked", "curate", "curation_record", "decide", "look"]
 
 Progress = Callable[[int, int], None]
 CACHE = ".described"
@@ -62,25 +63,77 @@ def curate(
     excluded: Collection[str] = (),
     steps: Sequence[Step] = (),
     progress: Progress | None = None,
+    looked: Looked | None = None,
 ) -> ImageSet:
     """Decide on every candidate in `folder`, seal the image set, and open it.
 
     A set that was curated so before is opened as it is. Classes that are `excluded`, because the set that this one is made after
     excludes them, are left out here too. `steps` are what the source decides on its own images besides. `progress` is called with
-    images looked at and images in all.
+    images looked at and images in all. `looked` is what `look` gave for just these candidates, which is not done again.
 
     Raises:
         UsageError: candidates that are unfinished or another task's, a descriptor without weights, or a class that is too small.
         IntegrityError: a file changed.
     """
-    descriptor = find_descriptor(settings)
-    curation = _record(task, clip, settings, descriptor, steps)
+    curation = curation_record(task, clip, settings, steps)
     if (image_set := _finished(folder, task, curation)) is not None:
         return image_set
-    table = _open_candidates(folder, task)
+    if looked is None:
+        table = _open_candidates(folder, task)
+        looked = look(folder, table, task=task, clip=clip, settings=settings, steps=steps, progress=progress)
     (folder / SEAL).unlink(missing_ok=True)
-    with_image = table.filter(pc.equal(table["reason"], "")).sort_by("key")
+    described, seen, told, reasons = looked.described, looked.seen, dict(looked.told), looked.reasons.copy()
+
+    def besides(when: When, reasons: np.ndarray) -> None:
+        told.update(run_steps(steps, when, described, reasons, seen))
+
+    choose(described, reasons, settings, besides)
+    left_out = _leave_out(folder, task, looked.table, described, reasons, settings, excluded)
+    besides("last", reasons)
+    seen.cache.keep_used()
+    ranks = np.full(len(reasons), -1, np.int64)
+    rows, kept = _left(described, reasons)
+    ranks[rows] = seeded_ranks(task.name, kept.labels, kept.keys)
+    evaluation_copies = {str(described.keys[row]): key for row, key in sorted(looked.copied.items())}
+    manifest = _manifest(looked.table, described, reasons, ranks)
+    seal_image_set(folder, manifest, curation=curation, evaluation_copies=evaluation_copies, excluded=left_out, **told)
+    return load_image_set(folder, task.name, verify=False)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen of candidates, and why some are not fit to come to the filter.
+
+    `described` has a row for each candidate of `table` with an image, `reasons` too (n,), "" for those that are fit; `copied` says
+    which evaluation image a contaminated row copies, `told` what a source's own steps found.
+    """
+
+    table: pa.Table
+    described: Described
+    seen: Seen
+    reasons: np.ndarray
+    copied: dict[int, str]
+    told: dict[str, dict[str, Any]]
+
+    @property
+    def fit(self) -> Described:
+        return _left(self.described, self.reasons)[1]
+
+
+def look(
+    folder: Path,
+    table: pa.Table,
+    *,
+    task: Task,
+    clip: Clip,
+    settings: CurateSettings,
+    steps: Sequence[Step] = (),
+    progress: Progress | None = None,
+) -> Looked:
+    """Look at the images of the candidates in `table`, whose shards lie in `folder`, sealed or not. Parameters as for `curate`."""
+    descriptor = find_descriptor(settings)
     kind = descriptor.kind(clip.image_size, clip.device)
+    with_image = table.filter(pc.equal(table["reason"], "")).sort_by("key")
     seen = Seen(clip, kind, _reader(folder, with_image), ArrayCache(folder / CACHE))
     described = _describe(folder, with_image, task, seen, settings, progress)
     evaluation = evaluation_images(task, settings.decontaminate_against, kind) if settings.decontaminate else None
@@ -89,17 +142,12 @@ def curate(
     def besides(when: When, reasons: np.ndarray) -> None:
         told.update(run_steps(steps, when, described, reasons, seen))
 
-    reasons, copied = decide(described, evaluation, settings, descriptor, str(clip.device), besides)
-    left_out = _leave_out(folder, task, table, described, reasons, settings, excluded)
-    besides("last", reasons)
-    seen.cache.keep_used()
-    ranks = np.full(len(reasons), -1, np.int64)
-    rows, kept = _left(described, reasons)
-    ranks[rows] = seeded_ranks(task.name, kept.labels, kept.keys)
-    evaluation_copies = {str(described.keys[row]): key for row, key in sorted(copied.items())}
-    manifest = _manifest(table, described, reasons, ranks)
-    seal_image_set(folder, manifest, curation=curation, evaluation_copies=evaluation_copies, excluded=left_out, **told)
-    return load_image_set(folder, task.name, verify=False)
+    reasons, copied = unfit(described, evaluation, settings, descriptor, str(clip.device), besides)
+    return Looked(table, described, seen, reasons, copied, told)
+
+
+Besides = Callable[[When, np.ndarray], None]
+"""Called with the reasons so far where a source's own steps stand; it adds to them."""
 
 
 def decide(
@@ -108,13 +156,26 @@ def decide(
     settings: CurateSettings,
     descriptor: Descriptor,
     device: str = "cpu",
-    besides: Callable[[When, np.ndarray], None] = lambda when, reasons: None,
+    besides: Besides = lambda when, reasons: None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Why each row is dropped, (n,) of str, "" for those that stay; and which evaluation image a contaminated row copies.
 
-    `besides` is called with the reasons so far where a source's own steps stand, and adds to them. Only a class that is too small
-    is not known here yet (`short_classes`).
+    Only a class that is too small is not known here yet (`short_classes`).
     """
+    reasons, copied = unfit(described, evaluation, settings, descriptor, device, besides)
+    choose(described, reasons, settings, besides)
+    return reasons, copied
+
+
+def unfit(
+    described: Described,
+    evaluation: EvaluationImages | None,
+    settings: CurateSettings,
+    descriptor: Descriptor,
+    device: str,
+    besides: Besides,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """The first half of `decide`: copies, of the task's images and of each other."""
     reasons = np.full(len(described.keys), "", dtype="<U16")
     copied: dict[int, str] = {}
     if evaluation is not None:
@@ -126,12 +187,16 @@ def decide(
         rows, left = _left(described, reasons)
         comparing = partial(left.comparisons, settings, descriptor)
         reasons[rows[duplicates(left.sha256, left.scores, left.keys, comparing, device)]] = "duplicate"
+    return reasons, copied
+
+
+def choose(described: Described, reasons: np.ndarray, settings: CurateSettings, besides: Besides) -> None:
+    """The second half, of what is fit: the best share of each class, up to the cap."""
     rows, left = _left(described, reasons)
     reasons[rows[~_scored_well(left, settings)]] = "clip_score"
     besides("scored", reasons)
     rows, left = _left(described, reasons)
     reasons[rows[~within_cap(left.scores, left.labels, left.keys, settings.class_cap)]] = "class_cap"
-    return reasons, copied
 
 
 def _left(described: Described, reasons: np.ndarray) -> tuple[np.ndarray, Described]:
@@ -149,14 +214,12 @@ def _scored_well(left: Described, settings: CurateSettings) -> np.ndarray:
     return well
 
 
-def _record(
-    task: Task, clip: Clip, settings: CurateSettings, descriptor: Descriptor, steps: Sequence[Step]
-) -> dict[str, Any]:
+def curation_record(task: Task, clip: Clip, settings: CurateSettings, steps: Sequence[Step] = ()) -> dict[str, Any]:
     """What the decisions follow from, the candidates aside. No path stands here: the descriptor is named by its weights."""
     asked = {"steps": {step.name: step.follows_from for step in steps}} if steps else {}
     return asked | {
         "settings": settings.model_dump(mode="json", exclude={"descriptor", "descriptor_threshold"}),
-        "descriptor": descriptor.record,
+        "descriptor": find_descriptor(settings).record,
         "clip": clip.fingerprint,
         "task": task.fingerprint,
     }
