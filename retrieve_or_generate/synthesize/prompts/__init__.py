@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from retrieve_or_generate.synthesize.prompts.alt_text import AltText
-from retrieve_or_generate.synthesize.prompts.base import Prompt, PromptSource, Strategy
+from retrieve_or_generate.synthesize.prompts.base import HoldsModel, Prompt, PromptSource, Strategy
 from retrieve_or_generate.synthesize.prompts.class_name import ClassName
 from retrieve_or_generate.synthesize.prompts.file import File
 from retrieve_or_generate.synthesize.prompts.image_captions import ImageCaptions
 from retrieve_or_generate.synthesize.prompts.places import Places
 from retrieve_or_generate.synthesize.prompts.templates import Templates
 
-__all__ = ["STRATEGIES", "Prompt", "PromptSource", "Strategy", "load_strategy"]
+__all__ = ["STRATEGIES", "HoldsModel", "Prompt", "PromptSource", "Strategy", "load_strategy"]
 
 STRATEGIES: dict[str, Callable[[PromptSource], Strategy]] = {
     "class_name": ClassName,

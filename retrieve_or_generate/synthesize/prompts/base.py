@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from retrieve_or_generate.image_set import ImageSet
+from retrieve_or_generate.progress import Progress
 from retrieve_or_generate.settings import PromptSettings
 from retrieve_or_generate.tasks import Task
 
@@ -27,6 +28,8 @@ class PromptSource:
     like: ImageSet
     settings: PromptSettings
     device: str = "cpu"
+    progress: Progress | None = None
+    """Told of prompts that take long to make."""
 
 
 class Strategy(Protocol):
@@ -44,3 +47,11 @@ class Strategy(Protocol):
 
     def record(self) -> dict[str, Any]:
         """What is worth telling of the prompts given so far (counts, choices made), as JSON for the image set's record."""
+
+
+@runtime_checkable
+class HoldsModel(Protocol):
+    """A strategy that keeps a model in memory between classes."""
+
+    def rest(self) -> None:
+        """Let go of the model until more prompts are asked for: the generator may want its memory."""

@@ -65,7 +65,7 @@ class ImageCaptions:
         self.fingerprint = content_key(["image_captions", self._files.fingerprint, _VERSION])
         self._names, self._like = source.task.class_names, source.like
         self._images = {int(label): rows[["key", "sha256"]] for label, rows in kept.groupby("label")}
-        self._dtype, self._device = settings.dtype, source.device
+        self._dtype, self._device, self._progress = settings.dtype, source.device, source.progress
         key = content_key([_VERSION, self._files.fingerprint, settings.dtype, MOST_TOKENS])
         self._texts = KeptTexts("captions", key)
         self._captioner: Captioner | None = None
@@ -102,6 +102,7 @@ class ImageCaptions:
                     images = self._like.images([key for key, _ in part])
                     texts = self._loaded().captions(images)
                     self._texts.add({sha256: text for (_, sha256), text in zip(part, texts, strict=True)})
+                    self._tell(len(wanted) - len(missing) + start + len(part))
         known = self._texts.read()
         return {sha256: known[sha256] for sha256 in wanted}
 
@@ -110,9 +111,16 @@ class ImageCaptions:
             self._captioner = Captioner(self._files, self._dtype, self._device)
         return self._captioner
 
-    def record(self) -> dict[str, Any]:
-        """Lets go of the captioner, too: the generator may want its memory."""
+    def _tell(self, here: int) -> None:
+        """How far captioning is, of the kept images of all classes; `here`: of the class at hand."""
+        if self._progress:
+            before = sum(len(self._images[label]) for label in self._given)
+            self._progress("images captioned", before + here, len(self._like.kept))
+
+    def rest(self) -> None:
         self._captioner = None
+
+    def record(self) -> dict[str, Any]:
         captions = [(label, prompt) for label, given in self._given.items() for prompt in given]
         naming = sum(
             names_class(prompt.text.removeprefix(f"{self._names[label]}, "), self._names[label])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from retrieve_or_generate.pixels import encode_jpeg
 from retrieve_or_generate.pocket import drawing
 from retrieve_or_generate.settings import PromptSettings
 from retrieve_or_generate.store import cache_folder
-from retrieve_or_generate.synthesize.prompts import PromptSource, Strategy, load_strategy
+from retrieve_or_generate.synthesize.prompts import HoldsModel, PromptSource, Strategy, load_strategy
 from retrieve_or_generate.synthesize.prompts.image_captions import Captioner
 from retrieve_or_generate.synthesize.prompts.naming import names_class
 from retrieve_or_generate.synthesize.prompts.pretrained import find_model
@@ -222,3 +224,22 @@ def test_a_captioner_from_a_hub_is_pinned_and_read_once(
     assert [prompt.text for prompt in prompts] == [prompt.text for prompt in load().prompts(0, 5)]
     shutil.rmtree(cache_folder())
     assert load(model=f"org/captioner@{commit}").prompts(0, 5) == prompts
+
+
+def test_a_captioner_rests_and_tells_how_far_it_is(
+    textures: Task, pictures: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROG_CACHE", str(tmp_path / "cache"))
+    told: list[tuple[str, int, int]] = []
+    settings = PromptSettings(strategy="image_captions")
+    strategy = load_strategy(
+        PromptSource(textures, pictures, settings, progress=lambda what, done, total: told.append((what, done, total)))
+    )
+    assert isinstance(strategy, HoldsModel)
+    strategy.prompts(0, 1)
+    held = weakref.ref(strategy._captioner)  # type: ignore[attr-defined]
+    strategy.rest()
+    gc.collect()
+    assert held() is None
+    strategy.prompts(1, 1)
+    assert told == [("images captioned", 4, 35), ("images captioned", 9, 35)]  # one picture of five is another's copy
