@@ -46,10 +46,10 @@ class Blocklist:
         return len(self.urls) + len(self.digests) + len(self.ids)
 
     @classmethod
-    def load(cls, path: Path | None = None) -> Blocklist:
+    def load(cls, path: Path | str | None = None) -> Blocklist:
         """The default list, where there is one, and the list in `path`. Raises `UsageError` naming the line that is no entry."""
         paths = [default_blocklist()] if default_blocklist().is_file() else []
-        return cls._holding(entry for one in [*paths, *([path] if path else [])] for entry in _read(one))
+        return cls._holding(entry for one in [*paths, *([Path(path)] if path else [])] for entry in _read(one))
 
     @classmethod
     def of(cls, entries: Iterable[str]) -> Blocklist:

@@ -64,10 +64,20 @@ def count_rows(path: Path) -> int:
         raise IntegrityError(f"{path}: not a whole parquet file ({_in_a_line(error)})") from error
 
 
+def column_of(file: pq.ParquetFile, *names: str) -> str | None:
+    """The first of these names (lower case) that a column has, as the file spells it; None where there is none of them."""
+    present = {name.lower(): name for name in reversed(file.schema_arrow.names)}
+    return next((present[name] for name in names if name in present), None)
+
+
+def _aliases(ours: str) -> tuple[str, ...]:
+    return ALIASES.get(ours, (ours.lower(),))
+
+
 def tells(path: Path, name: str) -> bool:
     """Whether a table has any value of a column under our name `name`, by its footer: where that is silent, it may."""
     with pq.ParquetFile(path) as file:
-        theirs = _column(name, _present(file))
+        theirs = column_of(file, *_aliases(name))
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     return theirs is not None and any(_nulls(group, theirs) != group.num_rows for group in groups)
 
@@ -85,26 +95,13 @@ def _in_a_line(error: Exception) -> str:
 
 def _read(path: Path, columns: Sequence[str], rows: np.ndarray | None) -> pa.Table:
     with pq.ParquetFile(path) as file:
-        present = _present(file)
         asked = dict.fromkeys([*columns, *(("url", "caption") if "hash" in columns else ())])
-        found = {ours: _column(ours, present) for ours in asked}
+        found = {ours: column_of(file, *_aliases(ours)) for ours in asked}
         table = _read_groups(file, [theirs for theirs in dict.fromkeys(found.values()) if theirs], rows)
     arrays = {ours: _typed(table, ours, theirs) for ours, theirs in found.items()}
     if "hash" in columns and not found["hash"] and (found["url"] or found["caption"]):
         arrays["hash"] = pa.chunked_array([row_hashes(arrays["url"], arrays["caption"])])
     return pa.table({ours: arrays[ours] for ours in columns})
-
-
-def _present(file: pq.ParquetFile) -> dict[str, str]:
-    """The file's columns by their names in lower case."""
-    present: dict[str, str] = {}
-    for name in file.schema_arrow.names:
-        present.setdefault(name.lower(), name)
-    return present
-
-
-def _column(ours: str, present: dict[str, str]) -> str | None:
-    return next((present[alias] for alias in ALIASES.get(ours, (ours.lower(),)) if alias in present), None)
 
 
 def _read_groups(file: pq.ParquetFile, columns: list[str], rows: np.ndarray | None) -> pa.Table:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.pool.build import INDEX_SEAL, build_index
+from retrieve_or_generate.pool.exact import pair_scores
 from retrieve_or_generate.pool.faiss_files import INDEX, LISTS, search_parameters
 from retrieve_or_generate.pool.layout import Modality, Pool, PoolShard
 from retrieve_or_generate.pool.published import (
@@ -30,7 +31,7 @@ from retrieve_or_generate.pool.published import (
     try_reading,
 )
 from retrieve_or_generate.pool.recipe import LEAST_QUERIES, RECIPES, IndexRecipe, Measured, Recall, load_recipe
-from retrieve_or_generate.pool.scan import pair_scores, scan
+from retrieve_or_generate.pool.scan import scan
 from retrieve_or_generate.pool.vectors import vectors
 from retrieve_or_generate.store import cache_folder, check_files, content_key, read_json, read_seal, write_json
 

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.pool.exact import pair_scores
 from retrieve_or_generate.pool.footprint import memory_bytes
 from retrieve_or_generate.pool.index import (
     LEAST_QUERIES,
@@ -29,7 +30,7 @@ from retrieve_or_generate.pool.index import (
     search_index,
 )
 from retrieve_or_generate.pool.layout import Modality, Pool
-from retrieve_or_generate.pool.scan import pair_scores, scan
+from retrieve_or_generate.pool.scan import scan
 from retrieve_or_generate.pool.vectors import vectors
 from retrieve_or_generate.progress import duration
 

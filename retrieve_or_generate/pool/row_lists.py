@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from retrieve_or_generate.blocklist import spelled
 from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.pool.columns import column_of
 from retrieve_or_generate.store import (
     TEMPORARY_PREFIX,
     cache_folder,
@@ -137,12 +138,11 @@ def _is_parquet(path: Path) -> bool:
 
 def _of_parquet(path: Path, column: str) -> Iterator[tuple[str, np.ndarray]]:
     with pq.ParquetFile(path) as file:
-        present = {name.lower(): name for name in reversed(file.schema_arrow.names)}
-        name = present.get(column.lower()) if column else next((present[k] for k in KINDS if k in present), None)
+        name = column_of(file, *([column.lower()] if column else KINDS))
         if name is None:
             wanted = f"column {column!r}" if column else f"one of the columns {', '.join(KINDS)}"
             raise UsageError(
-                f"{path}: a list of rows in parquet has {wanted}; this file has {', '.join(present.values())}"
+                f"{path}: a list of rows in parquet has {wanted}; this file has {', '.join(file.schema_arrow.names)}"
             )
         row = 0
         for batch in file.iter_batches(_BATCH, columns=[name]):

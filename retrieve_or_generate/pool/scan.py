@@ -22,14 +22,13 @@ import torch
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.pool.blocks import take_rows
-from retrieve_or_generate.pool.exact import pair_scores
 from retrieve_or_generate.pool.filters import RowFilter
 from retrieve_or_generate.pool.layout import Modality, Pool, PoolShard
 from retrieve_or_generate.pool.nearest import Found, Nearest
 from retrieve_or_generate.pool.scan_state import ScanState
 from retrieve_or_generate.store import content_key
 
-__all__ = ["Found", "pair_scores", "scan", "scan_pool"]
+__all__ = ["Found", "scan", "scan_pool"]
 
 _SAMPLE_ROWS = 24576
 _SURE = math.log(1e7)  # a guess fails with a probability of at most 1e-7 per query, if the sample is a fair one

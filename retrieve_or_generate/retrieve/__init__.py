@@ -177,8 +177,7 @@ def _images(
     """What comes of each row that is fit."""
     fit = rows.filter(pc.equal(rows["reason"], ""))
     if pool is not None and settings.fetch == "shards":
-        listed = settings.download.blocklist
-        return _from_shards(pool, fit, Blocklist.load(Path(listed) if listed else None))
+        return _from_shards(pool, fit, Blocklist.load(settings.download.blocklist))
     return _from_web(fit, scratch, settings, policy, progress)
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from retrieve_or_generate.errors import IntegrityError, UsageError, unknown_name
 from retrieve_or_generate.executors import Unit, run_units
-from retrieve_or_generate.pool.columns import ALIASES
+from retrieve_or_generate.pool.columns import ALIASES, column_of
 from retrieve_or_generate.pool.layout import Pool, PoolShard
 from retrieve_or_generate.retrieve.caption_engines import EngineName
 from retrieve_or_generate.retrieve.caption_search import Alternative, Search
@@ -141,8 +141,7 @@ def _captions(shard: PoolShard) -> Iterator[tuple[int, pa.Array]]:
     row = shard.first_row
     try:
         file = pq.ParquetFile(shard.metadata)
-        present = {name.lower(): name for name in reversed(file.schema_arrow.names)}
-        column = next((present[alias] for alias in ALIASES["caption"] if alias in present), None)
+        column = column_of(file, *ALIASES["caption"])
         if column is None:
             raise UsageError(f"{shard.metadata}: no caption column; search this pool with retrieve.strategy=semantic")
         pa.nulls(0, file.schema_arrow.field(column).type).cast(pa.large_string())  # raises for what is no text

@@ -56,8 +56,7 @@ def download(
     policy = replace(
         policy, max_bytes=min(policy.max_bytes, settings.max_bytes), per_host=max(1, policy.per_host // processes)
     )
-    listed = Path(settings.blocklist) if settings.blocklist else None
-    blocklist = Blocklist.load(listed) if blocklist is None else blocklist
+    blocklist = Blocklist.load(settings.blocklist) if blocklist is None else blocklist
     asked = _asked(urls)
     parts = [
         Part(asked.slice(at, part_rows), out / f"{at // part_rows:05d}.parquet")

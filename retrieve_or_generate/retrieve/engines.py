@@ -7,7 +7,7 @@ gives rows of its own, and says what they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,11 +58,7 @@ def choose_engine(
 
     [modality] = settings.modalities
     chosen = plan(pool, queries, settings.k, index.recipe, device, modality=modality, folder=index.place)
-    return Engine("scan", why=chosen.why) if chosen.engine == "scan" else _because(index, chosen.why)
-
-
-def _because(engine: Engine, why: str) -> Engine:
-    return Engine(engine.name, engine.identity, why, engine.recipe, engine.place)
+    return Engine("scan", why=chosen.why) if chosen.engine == "scan" else replace(index, why=chosen.why)
 
 
 def _index_engine(pool: Pool, settings: RetrieveSettings, folder: Path | None) -> Engine:

@@ -18,14 +18,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from retrieve_or_generate import __version__
 from retrieve_or_generate.errors import IncompleteError, UsageError, unknown_name
+from retrieve_or_generate.pool.parts import Modality
+from retrieve_or_generate.retrieve.hosts import retry_after
 
-Modality = Literal["image", "text"]
 Neighbour = dict[str, Any]
 """`id` (int, the row), `similarity` (float), `url`, `caption` and `NSFW` (str, or None where the service does not tell)."""
 
@@ -205,7 +206,7 @@ class _Service:
         except (OSError, http.client.HTTPException) as error:
             raise _TryAgain(f"no answer ({str(error) or type(error).__name__})") from None
         if status in _BUSY:
-            raise _TryAgain(f"it answers {status}", _seconds(headers.get("Retry-After")))
+            raise _TryAgain(f"it answers {status}", retry_after(headers.get("Retry-After")) or 0.0)
         if status != 200:
             hint = "; an index without embeddings of that modality does this" if status == 500 else ""
             raise UsageError(f"{self.base}{path}: answers {status}: {_shown(body)}{hint}")
@@ -275,11 +276,6 @@ def _end(sock: socket.socket, late: threading.Event | None = None) -> None:
         late.set()
     with suppress(OSError):  # it ended by itself
         sock.shutdown(socket.SHUT_RDWR)
-
-
-def _seconds(told: str | None) -> float:
-    """Of a Retry-After header; a date counts as none."""
-    return float(told) if told is not None and told.isascii() and told.isdigit() else 0.0
 
 
 def _shown(body: bytes) -> str:

@@ -171,7 +171,7 @@ def _check_blocklist(listed: str | None) -> None:
     """Read it: what is wrong with it is said before the search, not after."""
     if listed is not None and not Path(listed).is_file():
         raise UsageError(f"{listed}: no such file, but retrieve.download.blocklist names it")
-    Blocklist.load(Path(listed) if listed else None)
+    Blocklist.load(listed)
 
 
 def read_found(search: Search, task: Task, folder: Path) -> Found | None:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from retrieve_or_generate.pool.exact import pair_scores
 from retrieve_or_generate.pool.layout import Modality, Pool
-from retrieve_or_generate.pool.scan import pair_scores
 from retrieve_or_generate.pool.vectors import vectors
 from retrieve_or_generate.retrieve.queries import Queries
 from retrieve_or_generate.retrieve.search import Found

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.pool import scan as module
 from retrieve_or_generate.pool import scan_state
+from retrieve_or_generate.pool.exact import pair_scores
 from retrieve_or_generate.pool.filters import RowFilter
 from retrieve_or_generate.pool.layout import Pool, open_pool
-from retrieve_or_generate.pool.scan import pair_scores, scan, scan_pool
+from retrieve_or_generate.pool.scan import scan, scan_pool
 from retrieve_or_generate.settings import RowSettings
 
 DTYPES = [torch.bfloat16, torch.float32]

@@ -162,7 +162,7 @@ def test_a_busy_service_is_asked_again(service: Service) -> None:
 
 
 def test_a_service_that_stays_busy_can_be_asked_another_time(service: Service) -> None:
-    service.status = lambda call: (503, {"Retry-After": "Fri, 20 Nov 2026 10:00:00 GMT"})
+    service.status = lambda call: (503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})
     with pytest.raises(IncompleteError, match="it answers 503, asked 3 times"):
         query_service(service.url, texts=["x"], k=2, policy=QUICK)
 
