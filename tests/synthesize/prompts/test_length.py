@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
+from retrieve_or_generate.image_set import ImageSet
+from retrieve_or_generate.models import Clip
+from retrieve_or_generate.settings import CurateSettings, SynthesizeSettings
+from retrieve_or_generate.synthesize import Generator, synthesize
 from retrieve_or_generate.synthesize.prompts.length import unread_tokens
+from retrieve_or_generate.tasks import Task
 
 from ..builders import build
 
@@ -45,3 +53,18 @@ def test_words_that_are_not_read_change_no_embedding() -> None:
     ]
     assert unread_tokens(pipeline, [" ".join(words), " ".join([*words, "striped", "dotted"])]) == [0, 2]
     assert torch.equal(states[0], states[1])
+
+
+def test_images_of_prompts_that_were_cut_are_marked_and_counted(
+    task: Task, retrieved: ImageSet, generator: Generator, clip: Clip, tmp_path: Path
+) -> None:
+    lines = [f"{name}\t{LONG if name == 'wavy' else name}" for name in task.class_names]
+    (tmp_path / "prompts.tsv").write_text("\n".join(lines))
+    prompts = {"strategy": "file", "file": str(tmp_path / "prompts.tsv")}
+    settings = SynthesizeSettings.model_validate({"prompts": prompts, "num_inference_steps": 2})
+    curation = CurateSettings(keep_fraction=None, deduplicate=False, decontaminate=False)
+    made = synthesize(task, retrieved, generator, clip, tmp_path / "made", settings, curation)
+    origins = [json.loads(origin) for origin in made.manifest["origin"]]
+    told = {name: o.get("unread_tokens") for name, o in zip(made.manifest["class_name"], origins, strict=True)}
+    assert told == {name: 6 if name == "wavy" else None for name in task.class_names}
+    assert made.record["config"]["prompts_cut"] == int((made.manifest["class_name"] == "wavy").sum()) > 0
