@@ -66,15 +66,11 @@ def find_generator(name: str) -> GeneratorFiles:
             "file becomes one by diffusers' from_single_file and save_pretrained)"
         )
     if not is_hub_id(name):
+        what = f"no folder {name!r}" if "/" in name else f"unknown generator {name!r}"
         raise UsageError(
-            f"unknown generator {name!r}: give 'pocket', a folder, or a Hub id of a diffusers pipeline (ORG/NAME, ORG/NAME@COMMIT)"
+            f"{what}: give 'pocket', a folder, or a Hub id of a diffusers pipeline (ORG/NAME, ORG/NAME@COMMIT)"
         )
     return GeneratorFiles(None, *hub_commit(name))
-
-
-def generator_folder(name: str) -> Path | None:
-    """The folder of the pipeline called `name`; None if it is a Hub id. `UsageError` if the folder holds no pipeline."""
-    return find_generator(name).folder
 
 
 def generator_fingerprint(name: str) -> str:

@@ -101,6 +101,17 @@ def test_names_of_the_libraries_of_2022(families: dict[str, Path], tmp_path: Pat
     assert old.checker(pictures()).tolist() == new.checker(pictures()).tolist()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", [*BUILDERS, "checked"])
+def test_a_gpu_draws_what_the_cpu_draws(family: str, families: dict[str, Path]) -> None:
+    there, here = (load_pipeline(str(families[family]), SMALL, device) for device in ("cuda", "cpu"))
+    images = drawn(here.text)
+    assert np.abs(drawn(there.text) - images).max() < 0.02  # of [0, 1]; TF32 convolutions
+    if here.checker and there.checker:
+        levels = (images * 255).astype(np.uint8)
+        assert there.checker(levels).tolist() == here.checker(levels).tolist()
+
+
 def test_the_generator_of_the_package() -> None:
     pipeline = load_pipeline("pocket", SynthesizeSettings())
     assert pipeline.name == f"pocket@{pipeline.fingerprint}"
@@ -386,7 +397,8 @@ def test_a_damaged_index(sd1: Path) -> None:
 
 @pytest.mark.parametrize("name", ["pockt", "./no/folder", "/no/folder", "a/b/c", "a/b@"])
 def test_an_unknown_name(name: str) -> None:
-    with pytest.raises(UsageError, match=r"unknown generator '.*': give 'pocket', a folder, or a Hub id"):
+    what = "no folder" if "/" in name else "unknown generator"
+    with pytest.raises(UsageError, match=rf"{what} '{name}': give 'pocket', a folder, or a Hub id"):
         load_pipeline(name, SMALL)
 
 
