@@ -125,11 +125,11 @@ def synthesize(
         UsageError: both or neither of `like` and `init`, an unknown generator, or an image set of another task.
         OtherRanksError: this rank has made what is its own, others have not.
     """
+    from retrieve_or_generate.compare.sets import known_pool
     from retrieve_or_generate.executors import core_count
     from retrieve_or_generate.image_set import load_image_set
     from retrieve_or_generate.models import load_clip
-    from retrieve_or_generate.pool.layout import open_pool
-    from retrieve_or_generate.synthesize import KnownPool, Share, Workers, perturb
+    from retrieve_or_generate.synthesize import Share, Workers, perturb
     from retrieve_or_generate.synthesize import synthesize as generate
     from retrieve_or_generate.tasks import load_task
 
@@ -144,10 +144,7 @@ def synthesize(
     clip = load_clip(experiment.model, devices[0])
     how, curation = experiment.synthesize, experiment.curate
     if like:
-        searched = how.memorised != "off" and experiment.retrieve.engine != "remote"
-        known = (
-            KnownPool(open_pool(experiment.pool), experiment.retrieve.model or experiment.model) if searched else None
-        )
+        known = known_pool(experiment, image_set)
         return generate(wanted, image_set, generator, clip, out, how, curation, progress, known=known, share=share)
     amount, prompt = experiment.perturb.strength if strength is None else strength, experiment.perturb.prompt
     return perturb(wanted, image_set, generator, clip, out, amount, how, curation, progress, prompt=prompt, share=share)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.executors import Unit, tell
 from retrieve_or_generate.experiment import Experiment, kind_of
 from retrieve_or_generate.image_set import SEAL, ImageSet, load_image_set
@@ -22,7 +23,7 @@ from retrieve_or_generate.store import write_json
 if TYPE_CHECKING:
     from retrieve_or_generate.models import Clip
     from retrieve_or_generate.pool.layout import Pool
-    from retrieve_or_generate.synthesize import Generator
+    from retrieve_or_generate.synthesize import Generator, KnownPool
     from retrieve_or_generate.tasks import Task
 
 _MADE_OF_RETRIEVED = ("synthetic", "perturbed")
@@ -114,6 +115,31 @@ def _pool(experiment: Experiment) -> Pool | None:
     return None if experiment.retrieve.engine == "remote" else open_pool(experiment.pool)
 
 
+def known_pool(experiment: Experiment, like: ImageSet) -> KnownPool | None:
+    """The pool that `like` was retrieved from, for copies of it to be found; None where the experiment has another, or a service.
+
+    Raises `UsageError` where it is not there, saying how to go without it.
+    """
+    from retrieve_or_generate.pool.layout import open_pool
+    from retrieve_or_generate.synthesize import KnownPool
+
+    of = like.record["config"].get("pool") or {}
+    is_another = experiment.pool == "pocket" != of.get("name")  # which is built when it is asked for
+    if experiment.synthesize.memorised == "off" or of.get("fingerprint") is None or is_another:
+        return None
+    try:
+        pool = open_pool(experiment.pool)
+    except UsageError as error:
+        raise UsageError(
+            f"{error}. Generating without a look for copies of the pool goes with --set synthesize.memorised=off"
+        ) from error
+    return (
+        KnownPool(pool, experiment.retrieve.model or experiment.model)
+        if pool.fingerprint == of["fingerprint"]
+        else None
+    )
+
+
 def _search_folder(out: Path, task: Task) -> Path:
     return out / "search" / task.name
 
@@ -193,7 +219,8 @@ def _synthetic(maker: _Maker, e: Experiment, task: Task, folder: Path) -> ImageS
     from retrieve_or_generate.synthesize import synthesize
 
     like = load_image_set(set_folder(maker.out, task.name, "retrieved"), task.name)
-    return synthesize(task, like, maker.generator(e), maker.clip, folder, e.synthesize, e.curate)
+    generator, known = maker.generator(e), known_pool(e, like)
+    return synthesize(task, like, generator, maker.clip, folder, e.synthesize, e.curate, known=known)
 
 
 def _perturbed(maker: _Maker, e: Experiment, task: Task, folder: Path) -> ImageSet:
@@ -203,7 +230,10 @@ def _perturbed(maker: _Maker, e: Experiment, task: Task, folder: Path) -> ImageS
     init = load_image_set(set_folder(maker.out, task.name, "retrieved"), task.name)
 
     def at(strength: float, where: Path, first: int | None = None) -> ImageSet:
-        return perturb(task, init, maker.generator(e), maker.clip, where, strength, e.synthesize, e.curate, first=first)
+        generator, clip, how, curation = maker.generator(e), maker.clip, e.synthesize, e.curate
+        return perturb(
+            task, init, generator, clip, where, strength, how, curation, first=first, prompt=e.perturb.prompt
+        )
 
     for strength in e.perturb.shown if folder.name == "perturbed" else ():
         at(strength, folder.with_name(f"shown-{strength:g}"), first=1)

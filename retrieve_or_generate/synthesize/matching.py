@@ -21,7 +21,7 @@ from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.models import Clip
 from retrieve_or_generate.progress import Progress
 from retrieve_or_generate.settings import CurateSettings
-from retrieve_or_generate.synthesize.prompts import Strategy
+from retrieve_or_generate.synthesize.prompts import HoldsModel, Strategy
 from retrieve_or_generate.synthesize.requests import ROUNDS, TRIES, fit_needed, missing, round_requests
 from retrieve_or_generate.synthesize.units import Maker, Making, Shard, cut, fill, read_rows
 from retrieve_or_generate.tasks.base import Task
@@ -67,6 +67,8 @@ class Matching:
     def _ask(self, more: np.ndarray) -> list[Shard]:
         """The next round, as shards."""
         requests = round_requests(len(self.rounds), self.task, self.strategy, self._asked, more)
+        if isinstance(self.strategy, HoldsModel):
+            self.strategy.rest()
         new = cut(requests, self.making.settings.shard_size, len(self.shards), self.of)
         self._asked += more
         self.rounds.append(len(requests))

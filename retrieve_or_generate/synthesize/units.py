@@ -75,8 +75,8 @@ class Maker(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def loads(self, settings: SynthesizeSettings) -> list[Callable[[], Generator]]:
-        """One for each worker: what gives it the generator."""
+    def loads(self, settings: SynthesizeSettings, shards: int) -> list[Callable[[], Generator]]:
+        """What gives each worker its generator, for as many as so many shards can use; a single one works in this process."""
 
 
 @dataclass(frozen=True)
@@ -93,24 +93,35 @@ class Here:
     def fingerprint(self) -> str:
         return self.generator.fingerprint
 
-    def loads(self, settings: SynthesizeSettings) -> list[Callable[[], Generator]]:
+    def loads(self, settings: SynthesizeSettings, shards: int) -> list[Callable[[], Generator]]:
         return [lambda: self.generator]
 
 
 class Workers:
     """A generator by its name, loaded once by each worker: one on each of several devices, or `jobs` on the CPU.
 
-    A single shard is made in this process. Raises `UsageError` where there is no such generator; loads nothing.
+    A single shard is made in this process. It is for sets of equal settings. Raises `UsageError` where there is no such generator;
+    loads nothing.
     """
 
     def __init__(self, generator: str, devices: Sequence[str] = ("cpu",), jobs: int = 1):
         files = find_generator(generator)
         self.name, self.fingerprint = files.name, files.fingerprint
         self._pinned = pinned_generator(generator)
+        self._loaded: Generator | None = None
         self._devices = [devices[0]] * jobs if len(devices) == 1 and devices[0] == "cpu" else list(devices)
 
-    def loads(self, settings: SynthesizeSettings) -> list[Callable[[], Generator]]:
-        return [partial(load_generator, self._pinned, device, settings) for device in self._devices]
+    def loads(self, settings: SynthesizeSettings, shards: int) -> list[Callable[[], Generator]]:
+        devices = self._devices[:shards]
+        if len(devices) == 1:
+            return [partial(self._once, devices[0], settings)]
+        return [partial(load_generator, self._pinned, device, settings) for device in devices]
+
+    def _once(self, device: str, settings: SynthesizeSettings) -> Generator:
+        """Kept for what is missing after the first round."""
+        if self._loaded is None:
+            self._loaded = load_generator(self._pinned, device, settings)
+        return self._loaded
 
 
 @dataclass(frozen=True)
@@ -177,7 +188,7 @@ def fill(
     left = [shard for shard in mine if not is_made(making.out, shard)]
     if not left:
         return
-    loads = maker.loads(making.settings)
+    loads = maker.loads(making.settings, len(left))
     tally = _Tally(progress, f"{making.source} images", mine, left)
     units = [Unit(shard.name, shard, cost=len(shard.requests)) for shard in left]
     with _one_thread():

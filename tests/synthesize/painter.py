@@ -78,5 +78,5 @@ class Painters:
     name: str = "painter@1"
     fingerprint: str = "0123456789abcdef"
 
-    def loads(self, settings: SynthesizeSettings) -> list[Callable[[], Any]]:
-        return [partial(_painter)] * self.count
+    def loads(self, settings: SynthesizeSettings, shards: int) -> list[Callable[[], Any]]:
+        return [partial(_painter)] * min(self.count, shards)

@@ -246,7 +246,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 
 
 class _MortalPainters(Painters):
-    def loads(self, settings: SynthesizeSettings) -> list[Callable[[], Any]]:
+    def loads(self, settings: SynthesizeSettings, shards: int) -> list[Callable[[], Any]]:
         return [_mortal] * 2
 
 
