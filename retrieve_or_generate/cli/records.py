@@ -31,6 +31,7 @@ def report(
 
 def status(
     run: Annotated[Path, typer.Argument(help="folder that rog compare writes")],
+    data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what is finished of a run, and what is left.

@@ -9,6 +9,7 @@ import typer
 
 from retrieve_or_generate.cli.options import (
     AsJson,
+    Data,
     Device,
     ExperimentFile,
     IndexFolder,
@@ -28,6 +29,7 @@ def compare(
         int | None,
         typer.Option(metavar="N", help="trials per cell; default: the experiment's", show_default=False),
     ] = None,
+    data: Data = None,
     overrides: Overrides = None,
     out: Out = None,
     index_folder: IndexFolder = None,
@@ -63,6 +65,7 @@ def retrieve(
     experiment: ExperimentFile = None,
     task: Task = None,
     pool: Pool = None,
+    data: Data = None,
     overrides: Overrides = None,
     out: Out = None,
     index_folder: IndexFolder = None,
@@ -101,6 +104,7 @@ def finetune(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="which of the paired repetitions")] = 0,
     save_model: Annotated[bool, typer.Option("--save-model", help="keep tower and head as model.safetensors")] = False,
+    data: Data = None,
     overrides: Overrides = None,
     out: Out = None,
     device: Device = "cpu",

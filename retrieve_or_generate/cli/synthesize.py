@@ -10,6 +10,7 @@ import typer
 
 from retrieve_or_generate.cli.options import (
     AsJson,
+    Data,
     ExperimentFile,
     Out,
     Overrides,
@@ -32,6 +33,7 @@ def synthesize(
         typer.Option(metavar="S[,S…]", help="how far to perturb, each from 0 to 1; with --init", show_default=False),
     ] = None,
     task: Task = None,
+    data: Data = None,
     overrides: Overrides = None,
     out: Out = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:N, or several: cuda:0,cuda:1")] = "cpu",

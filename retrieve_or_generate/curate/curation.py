@@ -45,6 +45,7 @@ from retrieve_or_generate.image_set import (
 from retrieve_or_generate.models import Clip, image_features, text_features
 from retrieve_or_generate.settings import CurateSettings
 from retrieve_or_generate.tasks.base import Task
+from retrieve_or_generate.tasks.templates import filled
 
 __all__ = ["Described", "Looked", "curate", "curation_record", "decide", "look"]
 
@@ -267,7 +268,7 @@ def _scores(task: Task, clip: Clip, features: np.ndarray, labels: np.ndarray, se
         return clip_scores(features, class_weights, labels)
 
     def template_features(label: int) -> np.ndarray:
-        return text_features(clip, [template.replace("{}", task.class_names[label]) for template in task.templates])
+        return text_features(clip, [filled(template, task.class_names[label]) for template in task.templates])
 
     return best_template_scores(features, template_features, labels)
 
