@@ -227,6 +227,11 @@ class SynthesizeSettings(Settings):
     def _strategy_alone(cls, given: Any) -> Any:
         return {"strategy": given} if isinstance(given, str) else given
 
+    @field_validator("memorised", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, given: Any) -> Any:
+        return "off" if given is False else given  # as YAML reads it without quotes
+
     @field_validator("selection", mode="before")
     @classmethod
     def _rule_alone(cls, given: Any) -> Any:

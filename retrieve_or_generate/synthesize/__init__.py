@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 _VERSION = 2  # part of every key: raise when the same settings give other images
-_STILL_IN = ("", "duplicate", "clip_score", "class_cap")  # reasons that say nothing against an image as such
+_STILL_IN = ("", "duplicate", "clip_score", "not_selected", "class_cap")  # reasons that say nothing against an image as such
 _SPEED = ("batch_size", "shard_size", "compile")  # settings that change no image
 _NAMED_BY_CONTENT = (
     "file",
@@ -208,7 +208,7 @@ def _steps(
     progress: Progress | None,
 ) -> list[Step]:
     """What is decided on synthetic images beside what is decided on all, in this order."""
-    told = partial(progress, "the pool, bytes") if progress else None
+    told = partial(progress, "looking for copies of the pool") if progress else None
     steps = (
         memorised_step(settings.memorised, known, like, curation, out, told),
         selection_step(settings.selection, task.name, like),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from retrieve_or_generate.cli.options import emit_set
 from retrieve_or_generate.curate.curation import curate
 from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.experiment import load_experiment
 from retrieve_or_generate.image_set import ImageSet, ImageSetWriter
 from retrieve_or_generate.models import Clip
 from retrieve_or_generate.pixels import decode, encode_jpeg
+from retrieve_or_generate.pocket.world import planted as planted_in_pool
 from retrieve_or_generate.pool.layout import Pool, open_pool
+from retrieve_or_generate.seeds import seed_for
 from retrieve_or_generate.settings import CurateSettings
 from retrieve_or_generate.store import write_bytes
-from retrieve_or_generate.synthesize import memorised
+from retrieve_or_generate.synthesize import Generator, memorised, synthesize
 from retrieve_or_generate.synthesize.memorised import KnownPool, memorised_step
 from retrieve_or_generate.tasks import Task
 from retrieve_or_generate.weights import clip_folder
+
+from .conftest import QUICK
 
 ALL = CurateSettings(keep_fraction=None, decontaminate=False, least_per_class=0)
 ROWS = (40, 41, 700, 1500)
@@ -75,6 +82,16 @@ def test_planted_copies_are_found_and_reported(look: Any, task: Task, planted: l
     assert (told["rule"], told["checked"], told["found"], told["unseen"]) == ("report", len(planted), len(ROWS), 0)
     assert told["nearest_cosine"]["max"] >= told["nearest_cosine"]["p99"] >= told["nearest_cosine"]["median"]
     assert (made.manifest["status"] == "kept").all()
+
+
+def test_a_user_is_told(
+    look: Any, task: Task, planted: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    emit_set(look(_write(tmp_path / "s", task, planted), "drop"), as_json=True)
+    text, last = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert "(dropped: 4 memorised)" in text
+    assert text.endswith("copies of the pool: 4 of 12 images looked for")
+    assert len(json.loads(last)["memorised"]["pairs"]) == 4
 
 
 def test_they_are_dropped_when_asked_for(look: Any, task: Task, planted: list[bytes], tmp_path: Path) -> None:
@@ -169,9 +186,59 @@ def test_a_pool_of_another_model_is_refused(pool: Pool) -> None:
         KnownPool(pool, "ViT-B-32/openai")
 
 
+def test_off_is_a_word_though_yaml_takes_it_for_a_truth_value() -> None:
+    assert load_experiment(overrides=("synthesize.memorised=off",)).synthesize.memorised == "off"
+    with pytest.raises(
+        UsageError, match=r"synthesize\.memorised: input should be 'report', 'drop' or 'off', not 'True'"
+    ):
+        load_experiment(overrides=("synthesize.memorised=on",))
+
+
 def test_a_pool_of_other_dimensions_is_refused(
     look: Any, task: Task, planted: list[bytes], pool: Pool, tmp_path: Path
 ) -> None:
     other = replace(pool, dim=pool.dim + 1, model="unknown")
     with pytest.raises(UsageError, match=rf"of {pool.dim + 1} dimensions, but 'pocket' gives {pool.dim}"):
         look(_write(tmp_path / "s", task, planted), known=KnownPool(other, "pocket"))
+
+
+class Parrot(Generator):
+    """A generator that gives back a picture of the pool where it is asked with one of these seeds."""
+
+    def __init__(self, generator: Generator, pictures: dict[int, np.ndarray]):
+        self.__dict__.update(vars(generator))
+        self._pictures = pictures
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], *more: Any, **named: Any) -> Any:
+        drawn = super().generate(prompts, seeds, *more, **named)
+        images = drawn.images.copy()
+        for place, seed in enumerate(seeds):
+            if seed in self._pictures:
+                images[place] = self._pictures[seed]
+        return replace(drawn, images=images)
+
+
+@pytest.mark.parametrize("rule", ["report", "drop"])
+def test_a_generator_that_repeats_its_pool_is_caught(
+    rule: Any, task: Task, retrieved: ImageSet, generator: Generator, clip: Clip, pool: Pool, tmp_path: Path
+) -> None:
+    """What is dropped is made anew, so that the classes have the numbers of the retrieved set all the same."""
+    settings = QUICK.model_copy(update={"memorised": rule, "num_inference_steps": 1})
+    first = [seed_for("synthesize", "noise", task.name, name, 0) for name in task.class_names[:3]]
+    rows = _rows_of(task, 3)
+    pictures = dict(zip(first, (decode(pool.image_bytes([row])[row]) for row in rows), strict=True))
+    parrot = Parrot(generator, pictures)
+    made = synthesize(task, retrieved, parrot, clip, tmp_path / "s", settings, ALL, known=KnownPool(pool, "pocket"))
+    told = made.record["memorised"]
+    assert [pair["row"] for pair in told["pairs"]] == rows
+    seeds = {row.key: json.loads(row.origin)["seed"] for row in made.manifest.itertuples()}
+    assert [seeds[pair["key"]] for pair in told["pairs"]] == first
+    assert (made.counts() == retrieved.counts()).all()
+    assert (made.manifest["reason"] == "memorised").sum() == (3 if rule == "drop" else 0)
+
+
+def _rows_of(task: Task, count: int) -> list[int]:
+    """Rows of the pool that show the first classes of the task and copy no evaluation image."""
+    truth = planted_in_pool().to_pandas()
+    mine = truth[(truth["task"] == task.name) & (truth["kind"] != "evaluation_copy")]
+    return [int(mine.loc[mine["class_name"] == name, "row"].iloc[4]) for name in task.class_names[:count]]

@@ -18,8 +18,11 @@ from retrieve_or_generate.image_set import ImageSet, ImageSetWriter
 from retrieve_or_generate.models import Clip, image_features
 from retrieve_or_generate.pixels import decode_all
 from retrieve_or_generate.settings import CurateSettings, SelectionSettings, SynthesizeSettings
+from retrieve_or_generate.synthesize import Generator, synthesize
 from retrieve_or_generate.synthesize.selection import Embedded, cross_fitted, density, left_over, select, selection_step
 from retrieve_or_generate.tasks import Task
+
+from .conftest import QUICK
 
 
 def _embedded(features: Any, labels: Any = None, prefix: str = "k") -> Embedded:
@@ -178,6 +181,21 @@ def test_within_curation_what_is_left_out_keeps_its_row(
         assert made.record["curation"]["steps"]["selection"]["rule"] == rule
         counts[rule] = made.counts().tolist()
     assert counts["random"] == counts["low_density"] == counts["hardest"]
+
+
+def test_every_rule_chooses_from_the_same_images(
+    task: Task, retrieved: ImageSet, generator: Generator, clip: Clip, tmp_path: Path
+) -> None:
+    made = {}
+    for rule in ("random", "low_density"):
+        how = QUICK.model_copy(update={"selection": SelectionSettings(rule=rule), "num_inference_steps": 1})
+        loose = CurateSettings(keep_fraction=0.5, decontaminate=False, deduplicate=False)
+        made[rule] = synthesize(task, retrieved, generator, clip, tmp_path / rule, how, loose)
+        assert (made[rule].counts() == retrieved.counts()).all()
+        assert (made[rule].manifest["reason"] == "not_selected").sum() == retrieved.counts().sum()
+    shown = ["key", "sha256", "clip_score"]
+    assert made["random"].manifest[shown].equals(made["low_density"].manifest[shown])
+    assert set(made["random"].kept["key"]) != set(made["low_density"].kept["key"])
 
 
 def test_all_is_no_step_at_all(task: Task, retrieved: ImageSet) -> None:
