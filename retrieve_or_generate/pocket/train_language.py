@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from retrieve_or_generate.in_context import (
@@ -184,6 +184,8 @@ def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
+    begin = (_BEGIN, learner.token_to_id(_BEGIN))
+    learner.post_processor = processors.TemplateProcessing(single=f"{_BEGIN} $A", special_tokens=[begin])
     return PreTrainedTokenizerFast(
         tokenizer_object=learner,
         pad_token=_PAD,

@@ -11,7 +11,14 @@ import torch
 
 from retrieve_or_generate.in_context import ARROW, EXAMPLES, INSTRUCTION, read_lists
 from retrieve_or_generate.pocket.captions import VOCABULARIES
-from retrieve_or_generate.pocket.train_language import MOST_TOKENS, Texts, Trainer, caption_of, colour_of
+from retrieve_or_generate.pocket.train_language import (
+    MOST_TOKENS,
+    Texts,
+    Trainer,
+    caption_of,
+    colour_of,
+    make_tokenizer,
+)
 
 
 def test_texts_have_the_form_of_use_and_captions_name_what_is_asked_for() -> None:
@@ -48,6 +55,13 @@ def test_every_class_can_be_spoken_of_in_many_ways() -> None:
     for task, words in VOCABULARIES.items():
         said = {caption_of(task, words.class_names[0], "object", "", rng) for _ in range(400)}
         assert len(said) > 60
+
+
+def test_the_tokenizer_reads_any_text_and_begins_as_in_training() -> None:
+    tokenizer = make_tokenizer(example.line for example in read_lists().examples["object"])
+    ids = tokenizer("Überraschung 77\n")["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "Überraschung 77\n"
 
 
 @pytest.mark.slow

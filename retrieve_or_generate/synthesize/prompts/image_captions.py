@@ -94,7 +94,7 @@ class ImageCaptions:
     def _captions(self, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
         """By hash, of images given as (key, sha256)."""
         wanted = {sha256: key for key, sha256 in reversed(pairs)}
-        if wanted.keys() - self._texts.read().keys():
+        if wanted.keys() - self._texts.known.keys():
             with self._texts.making() as known:
                 missing = [(key, sha256) for sha256, key in wanted.items() if sha256 not in known]
                 for start in range(0, len(missing), BATCH):
@@ -103,8 +103,7 @@ class ImageCaptions:
                     texts = self._loaded().captions(images)
                     self._texts.add({sha256: text for (_, sha256), text in zip(part, texts, strict=True)})
                     self._tell(len(wanted) - len(missing) + start + len(part))
-        known = self._texts.read()
-        return {sha256: known[sha256] for sha256 in wanted}
+        return {sha256: self._texts.known[sha256] for sha256 in wanted}
 
     def _loaded(self) -> Captioner:
         if self._captioner is None:

@@ -22,6 +22,11 @@ class KeptTexts:
         self._known: dict[str, Any] = {}
         self._seen: set[str] = set()
 
+    @property
+    def known(self) -> Mapping[str, Any]:
+        """All there were when it was last read."""
+        return self._known or self.read()
+
     def read(self) -> Mapping[str, Any]:
         """All there are, with what other processes added since."""
         for path in sorted(self._folder.glob("[0-9a-f]*.json")):

@@ -112,7 +112,7 @@ class Llm:
         """One block, as it was kept or else drawn now."""
         name = self._names[label]
         kept = f"{draws[0]} {name}"
-        if kept not in self._texts.read():
+        if kept not in self._texts.known:
             with self._texts.making() as known:
                 if kept not in known:
                     queries = [self._query(label, draw).text for draw in draws]
@@ -121,7 +121,7 @@ class Llm:
                     self._texts.add({kept: said})
                     if self._progress:
                         self._progress("classes that sentences are drawn for", len(self._heard), len(self._names))
-        return list(self._texts.read()[kept])
+        return list(self._texts.known[kept])
 
     def _loaded(self) -> LineModel:
         if self._model is None:
