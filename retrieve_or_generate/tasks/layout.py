@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,6 +75,9 @@ class Labelled:
             split = split.take(np.flatnonzero(labels >= 0))
         if not len(split):
             raise UsageError(f"{where}: no image of any class of the task")
+        if len(set(split.keys)) < len(split):
+            twice = Counter(split.keys).most_common(1)[0][0]
+            raise IntegrityError(f"{where}: {twice} stands there twice; leave one of them out")
         self._check_classes(split, where)
         return split
 

@@ -40,8 +40,8 @@ def features_of(schema: pa.Schema) -> dict[str, Any]:
     """Hugging Face's types by column, where it wrote the table; of ours none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return dict(features)
-    except (KeyError, TypeError, ValueError):
+        return {name: told for name, told in features.items() if isinstance(told, dict)}
+    except (KeyError, TypeError, ValueError, AttributeError):
         return {}
 
 

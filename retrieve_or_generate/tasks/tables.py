@@ -180,7 +180,8 @@ def _column(tables: Sequence[TableFile], name: str, where: str) -> pa.ChunkedArr
     for table in tables:
         if name not in table.schema.names:
             raise UsageError(f"{table.path}: {unknown_name('column', name, table.schema.names)}")
-    column = pa.chunked_array([chunk for table in tables for chunk in table.column(name).chunks])
+    kind = tables[0].schema.field(name).type
+    column = pa.chunked_array([chunk for table in tables for chunk in table.column(name).cast(kind).chunks], kind)
     if column.null_count:
         raise IntegrityError(f"{where}: {column.null_count} rows have no {name}")
     return column

@@ -93,7 +93,12 @@ def read_task_file(path: Path, load: Callable[[str], Task]) -> Task:
     """The task that `path` describes; `load` gives the one that it extends."""
     given = validated(TaskFile, read_mapping(path, "a task file"), str(path))
     folder, name = path.parent, given.name or path.absolute().parent.name
-    base = _extended(given, path, load) if given.extends else _described(given, path, name)
+    try:
+        base = _extended(given, path, load) if given.extends else _described(given, path, name)
+    except RecursionError:
+        raise UsageError(
+            f"{path}: extends goes round in a circle; let one of these tasks say where its images are"
+        ) from None
     synonyms = synonyms_in(folder / "synonyms.tsv") or base.synonyms
     queries = folder / "queries.tsv"
     rewrites = read_queries(queries, base.class_names, synonyms) if queries.is_file() else base.rewrites
@@ -214,14 +219,14 @@ def _classes(given: SourceFile, path: Path, labels: Sequence[str]) -> tuple[tupl
     beside = path.parent / (told if isinstance(told, str) else CLASS_NAMES)
     if isinstance(told, str) or (told is None and beside.is_file()):
         names = class_names_in(beside)
-    else:
-        names = checked_names(
-            told if told is not None else labels, where if told is not None else f"{path.parent}: labels"
-        )
-    if told is None and all(label.isdigit() for label in names):
+    elif told is not None:
+        names = checked_names(told, where)
+    elif all(label.isdigit() for label in labels):
         raise UsageError(
             f"{path}: labels are numbers; say what they are called, in the order of the numbers: classes: [..]"
         )
+    else:
+        names = checked_names(labels, f"{path}: labels of train")
     return names, _ids(names, labels)
 
 

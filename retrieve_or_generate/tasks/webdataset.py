@@ -73,7 +73,7 @@ class Webdataset:
         paths = _shards(self.folder / split)
         for shard, path in enumerate(paths):
             try:
-                with tarfile.open(path) as tar:
+                with tarfile.open(path, "r:") as tar:  # a compressed one has no places to read from
                     found.add(shard, path, tar, len(self.names))
             except (tarfile.TarError, EOFError, OSError) as error:
                 raise IntegrityError(f"{path}: not a whole tar ({error})") from error
@@ -94,7 +94,9 @@ class _Members:
 
     def add(self, shard: int, path: Path, tar: tarfile.TarFile, classes: int) -> None:
         for member in tar:
-            name, _, suffix = member.name.partition(".")
+            folder, _, file_name = member.name.removeprefix("./").rpartition("/")
+            stem, _, suffix = file_name.partition(".")
+            name = f"{folder}/{stem}" if folder else stem
             file = tar.extractfile(member) if suffix == "cls" and member.isreg() else None
             if file:
                 self.labels[shard, name] = _label(file.read(), classes, f"{path}: {member.name}")

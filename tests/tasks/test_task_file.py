@@ -106,6 +106,22 @@ def test_a_task_extends_another(told: Opened, birds: Path, tmp_path: Path) -> No
         load_task(str(tmp_path / "more"))
 
 
+def test_tasks_that_extend_each_other(tmp_path: Path) -> None:
+    write(tmp_path / "a/task.yaml", "extends: ../b")
+    write(tmp_path / "b/task.yaml", "extends: ../a")
+    with pytest.raises(UsageError, match="extends goes round in a circle"):
+        load_task(str(tmp_path / "a"))
+
+
+def test_an_image_that_is_none_is_named_where_it_is_decoded(told: Opened, birds: Path) -> None:
+    write(birds / "test/mute swan/a.jpg", b"<html>")
+    split = told("").split("test")
+    with pytest.raises(
+        IntegrityError, match=r"birds/test: mute swan/a.jpg: cannot be decoded \(format: .*rog tasks lists all"
+    ):
+        split.decoded(8)
+
+
 class TestShifts:
     def test_classes_are_matched_by_name_and_some_may_lack(self, told: Opened, tmp_path: Path) -> None:
         for name in ("owl_eagle-owl", "grey heron"):
@@ -270,6 +286,16 @@ class TestTables:
         self.table(tmp_path, number=[1.0, 2.0], label=["a", "b"])
         with pytest.raises(UsageError, match=r"no column of images; .*\(there are: number, label\)"):
             load_task(task_yaml(tmp_path, "val: 0.5\ntest: 0.25")).split("train")
+
+    def test_an_image_that_is_listed_twice(self, tmp_path: Path) -> None:
+        self.table(tmp_path, path=["0.png", "1.png", "0.png"], label=["a", "b", "b"])
+        with pytest.raises(IntegrityError, match=r"train: 0\.png stands there twice; leave one of them out"):
+            load_task(str(tmp_path)).split("train")
+
+    def test_names_that_are_numbers_are_names_when_they_are_told(self, tmp_path: Path) -> None:
+        self.table(tmp_path, path=self.paths, label=[1, 0, 1, 0])
+        write(tmp_path / "classnames.txt", "0\n1\n")
+        assert load_task(str(tmp_path)).class_names == ("0", "1")
 
     def test_a_file_that_is_no_table(self, tmp_path: Path) -> None:
         self.table(tmp_path, path=self.paths, label=["a", "b", "a", "b"])

@@ -72,6 +72,19 @@ def test_a_missing_shard_and_a_truncated_one(folder: Path) -> None:
         opened(folder).split("val")
 
 
+def test_members_in_folders_and_a_compressed_tar(folder: Path) -> None:
+    keys = opened(folder).split("val").keys
+    with tarfile.open(folder / "val/0.tar") as tar:
+        tar.extractall(folder / "out", filter="data")
+    with tarfile.open(folder / "val/0.tar", "w") as tar:
+        tar.add(folder / "out", "./some.where")
+    assert sorted(opened(folder).split("val").keys) == [f"some.where/{key}" for key in sorted(keys)]
+    with tarfile.open(folder / "val/0.tar", "w:gz") as tar:
+        tar.add(folder / "out", ".")
+    with pytest.raises(IntegrityError, match=r"val/0\.tar: not a whole tar"):
+        opened(folder).split("val")
+
+
 def test_an_image_without_label(folder: Path, tmp_path: Path) -> None:
     with tarfile.open(folder / "val/0.tar") as tar:
         tar.extract("000000.jpg", tmp_path, filter="data")
