@@ -142,9 +142,7 @@ class PromptSettings(Settings):
         "float32", description="type of that model's weights and products (image_captions, llm)"
     )
     called: str = Field(
-        "{}",
-        pattern=r"\{\}",
-        description="what the language model is told a class is called, such as '{} aircraft' (llm)",
+        "{}", description="what the language model is told a class is called, such as '{} aircraft' (llm)"
     )
     form: Literal["object", "texture"] | None = Field(
         None, description="what the classes are of; null: texture where the task's templates say so (llm)"
@@ -159,6 +157,13 @@ class PromptSettings(Settings):
     )
     file: str | None = Field(None, description="class name, tab, prompt on each line (file)")
     real_captions: bool = Field(False, description="the prompts of the file are made of real images' captions (file)")
+
+    @field_validator("called")
+    @classmethod
+    def _has_name(cls, called: str) -> str:
+        if "{}" not in called:
+            raise ValueError(f"called needs {{}} where the class name goes, not {called!r}")
+        return called
 
     @field_validator("hypernyms", mode="before")
     @classmethod

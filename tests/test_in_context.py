@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,14 @@ def test_kinds_are_drawn_in_their_shares_and_examples_are_of_the_kind() -> None:
         assert set(shown) <= {example.line for example in lists.examples[query.kind]}
         assert last == (f"zebra, {query.beside} =>" if query.beside else "zebra =>")
         assert bool(query.beside) == (query.kind in ("relation", "background"))
+
+
+def test_no_example_is_of_the_class_itself() -> None:
+    lists = read_lists()
+    queries = [lists.query("Fox", "fox", False, np.random.default_rng(seed)) for seed in range(400)]
+    assert not any("fox" in line for query in queries for line in query.text.splitlines()[1:-1])
+    few = replace(lists, examples=dict.fromkeys(lists.examples, lists.examples["object"][:3]))
+    assert len(few.query("snail", "snail", False, np.random.default_rng(0)).text.splitlines()) == EXAMPLES + 2
 
 
 def test_textures_are_asked_for_as_textures_alone() -> None:

@@ -91,9 +91,14 @@ class Lists:
             beside = _one(self.relations, rng)
         elif kind == "background":
             beside = _one(self.backgrounds.get(name) or self.backgrounds[""], rng)
-        pool = self.examples[kind]
+        pool = self._others(kind, name)
         shown = [pool[i] for i in rng.choice(len(pool), EXAMPLES, replace=False)]
         return Query(kind, beside, in_context(shown, asked(called, beside)))
+
+    def _others(self, kind: Kind, name: str) -> tuple[Example, ...]:
+        """The examples that say nothing of the class itself, which would be repeated; all where those are too few."""
+        others = tuple(one for one in self.examples[kind] if name.casefold() not in one.line.casefold())
+        return others if len(others) >= EXAMPLES else self.examples[kind]
 
 
 def asked(called: str, beside: str = "") -> str:
