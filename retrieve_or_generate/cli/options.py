@@ -86,13 +86,16 @@ def emit_set(image_set: ImageSet, as_json: bool) -> None:
     record |= {"candidates": len(manifest), "dropped": reasons, "excluded": list(image_set.excluded)}
     record |= {"search": search} if search else {}
     record |= {"few_examples": few} if few else {}
+    record |= {"prompts_cut": config["prompts_cut"]} if "prompts_cut" in config else {}
     record |= {name: image_set.record[name] for name in ("selection", "memorised") if name in image_set.record}
     told = [*_searched(search), *_few_examples(few), *_besides(image_set.record)]
     emit("\n".join([text + left_out, *told]), record, as_json)
 
 
 def _besides(record: dict[str, Any]) -> Iterator[str]:
-    """What was chosen among generated images, and which of them copy the pool."""
+    """Of generated images: whose prompts were cut, what was chosen among them, and which copy the pool."""
+    if cut := record["config"].get("prompts_cut"):
+        yield f"  prompts longer than the generator reads: those of {cut} candidates"
     if selection := record.get("selection"):
         images = selection["images"]
         yield f"  selected by {selection['rule']}: {images['chosen']} of {images['all']}"

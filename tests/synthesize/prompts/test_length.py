@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from retrieve_or_generate.cli.options import emit_set
 from retrieve_or_generate.image_set import ImageSet
 from retrieve_or_generate.models import Clip
 from retrieve_or_generate.settings import CurateSettings, SynthesizeSettings
@@ -56,7 +57,12 @@ def test_words_that_are_not_read_change_no_embedding() -> None:
 
 
 def test_images_of_prompts_that_were_cut_are_marked_and_counted(
-    task: Task, retrieved: ImageSet, generator: Generator, clip: Clip, tmp_path: Path
+    task: Task,
+    retrieved: ImageSet,
+    generator: Generator,
+    clip: Clip,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     lines = [f"{name}\t{LONG if name == 'wavy' else name}" for name in task.class_names]
     (tmp_path / "prompts.tsv").write_text("\n".join(lines))
@@ -67,4 +73,9 @@ def test_images_of_prompts_that_were_cut_are_marked_and_counted(
     origins = [json.loads(origin) for origin in made.manifest["origin"]]
     told = {name: o.get("unread_tokens") for name, o in zip(made.manifest["class_name"], origins, strict=True)}
     assert told == {name: 6 if name == "wavy" else None for name in task.class_names}
-    assert made.record["config"]["prompts_cut"] == int((made.manifest["class_name"] == "wavy").sum()) > 0
+    cut = int((made.manifest["class_name"] == "wavy").sum())
+    assert made.record["config"]["prompts_cut"] == cut > 0
+    emit_set(made, as_json=True)
+    text, record = capsys.readouterr().out.strip().rsplit("\n", 1)
+    assert f"\n  prompts longer than the generator reads: those of {cut} candidates" in text
+    assert json.loads(record)["prompts_cut"] == cut
