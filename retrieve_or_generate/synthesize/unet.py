@@ -236,7 +236,7 @@ class _Layer:
         t = _in_rows(t, len(t) * branches // _branches_in(t, keys, branches))
         t = t + self._attend_to_prompt(self._module.norm2(t), keys)
         normed = self._module.norm3(t)
-        gated = F.gelu(F.linear(normed, *self._gate)) * F.linear(normed, *self._value)
+        gated = F.linear(normed, *self._value).mul_(F.gelu(F.linear(normed, *self._gate)))
         return t + self._module.ff.net[2](gated)
 
     def _attend_to_itself(self, t: Tensor) -> Tensor:
@@ -271,8 +271,13 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √d) v of (n, heads, positions, d)."""
     if q.device.type != "cpu" or k.shape[2] > _FEW_POSITIONS:
         return F.scaled_dot_product_attention(q, k, v)
-    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3))
-    return torch.matmul(scores.softmax(-1), v)
+    shape, scale = q.shape, q.shape[-1] ** -0.5
+    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+    if shape[2] > k.shape[1]:  # many queries of few keys: the long side last, along which a CPU works at once
+        scores = torch.baddbmm(q.new_empty(()), k, q.transpose(1, 2), beta=0, alpha=scale)
+        return torch.bmm(scores.softmax(1).transpose(1, 2), v).view(shape)
+    scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale)
+    return torch.bmm(scores.softmax(-1, dtype=torch.float32).to(q.dtype), v).view(shape)
 
 
 def _normed(norm: nn.GroupNorm, x: Tensor, activate: bool = False) -> Tensor:

@@ -45,11 +45,15 @@ class UnetLoop:
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], side: int, settings: SynthesizeSettings) -> Tensor:
         """Images of `prompts` from noise: (n, 3, side, side) in [0, 1]."""
+        return self._decode(self.latents(prompts, seeds, side, settings))
+
+    def latents(self, prompts: Sequence[str], seeds: Sequence[int], side: int, settings: SynthesizeSettings) -> Tensor:
+        """What the autoencoder makes images of, (n, channels, h, w) float32: diffusers' `output_type="latent"`."""
         sources = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = self._noise(sources, side)
         self._scheduler.set_timesteps(settings.num_inference_steps, device=self._device)
-        latents = noise * self._scheduler.init_noise_sigma
-        return self._decode(self._denoise(latents, self._scheduler.timesteps, prompts, sources, settings))
+        noise = noise * self._scheduler.init_noise_sigma
+        return self._denoise(noise, self._scheduler.timesteps, prompts, sources, settings)
 
     def redraw(
         self,
