@@ -18,7 +18,7 @@ from retrieve_or_generate.pixels import MAX_PIXELS, decode
 _GAP = 2
 _ORIENTATION_TAG = 0x0112
 _EXIF = b"Exif\0\0"
-_APP1, _SOS = 0xE1, 0xDA
+_APP1, _SOS = b"\xe1", b"\xda"
 
 
 class Square(NamedTuple):
@@ -65,9 +65,12 @@ def _central(image: np.ndarray) -> np.ndarray:
 def _orientation(data: bytes) -> int:
     """The EXIF orientation, 1 where there is none or its block is damaged."""
     at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1] != _SOS:
+    while data[at : at + 1] == b"\xff" and (marker := data[at + 1 : at + 2]) not in (b"", _SOS):
+        if marker == b"\xff":  # bytes that fill the space before a marker
+            at += 1
+            continue
         length = int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 1] == _APP1 and data.startswith(_EXIF, at + 4):
+        if marker == _APP1 and data.startswith(_EXIF, at + 4):
             try:
                 exif = Image.Exif()
                 exif.load(data[at + 4 : at + 2 + length])

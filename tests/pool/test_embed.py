@@ -22,7 +22,7 @@ from retrieve_or_generate.models import Clip, image_features, load_clip, text_fe
 from retrieve_or_generate.pixels import decode_all, encode_jpeg, encode_png
 from retrieve_or_generate.pool import embed
 from retrieve_or_generate.pool.embed import EmbedSettings, embed_pool
-from retrieve_or_generate.pool.encode import Encoder
+from retrieve_or_generate.pool.encode import Encoder, each_once
 from retrieve_or_generate.pool.layout import Pool, open_pool
 from retrieve_or_generate.pool.verify import verify_pool
 
@@ -219,6 +219,17 @@ def test_settings_that_are_none(tmp_path: Path, clip: Clip) -> None:
         embed_pool(tmp_path, tmp_path / "pool", clip, settings=EmbedSettings(precision="float61"))
 
 
+def test_equal_captions_are_embedded_once() -> None:
+    asked: list[list[str]] = []
+
+    def lengths(texts: list[str]) -> torch.Tensor:
+        asked.append(texts)
+        return torch.tensor([[len(text)] for text in texts])
+
+    assert each_once(["cat", "ox", "cat", ""], lengths).tolist() == [[3], [2], [3], [0]]
+    assert asked == [["", "cat", "ox"]]
+
+
 def test_half_width_products_give_nearly_the_same(clip: Clip) -> None:
     squares = [picture(number) for number in range(40)]
     exact = Encoder(clip).images(squares).float()
@@ -305,6 +316,33 @@ def test_killed_after_its_seal_was_written(tmp_path: Path, clip: Clip, monkeypat
     assert open_pool(str(out)).rows == 5
     embed_pool(source, out, clip)
     assert not [name for name in tree(out) if name.startswith(("embed_", "unfinished"))]
+
+
+def test_a_picture_that_changes_meanwhile_is_named(tmp_path: Path, clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the pool would keep another picture than the one that it has the embedding of."""
+    source, write = tmp_path / "photos", embed.write_tar
+    source.mkdir()
+    (source / "a.jpg").write_bytes(jpeg(1))
+
+    def late(path: Path, named: Any) -> None:
+        (source / "a.jpg").write_bytes(jpeg(2))
+        write(path, named)
+
+    monkeypatch.setattr(embed, "write_tar", late)
+    with pytest.raises(IntegrityError, match=r"photos: a\.jpg changed while it was embedded"):
+        embed_pool(source, tmp_path / "pool", clip)
+    assert not (tmp_path / "pool/images/00000.tar").exists()
+
+
+def test_features_that_are_no_numbers_are_not_written(
+    tmp_path: Path, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a model gives that overflows in half width."""
+    source = make_tars(tmp_path / "tars", 1, 5)
+    monkeypatch.setattr(Encoder, "images", lambda self, squares: torch.full((len(squares), 4), torch.inf))
+    with pytest.raises(UsageError, match=r"img_emb_0000.npy: features that are not finite; embed with --precision"):
+        embed_pool(source, tmp_path / "pool", clip)
+    assert not list((tmp_path / "pool").rglob("*.npy"))
 
 
 def test_a_finished_shard_that_was_changed_is_not_taken(

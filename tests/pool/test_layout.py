@@ -257,6 +257,19 @@ def test_parts_of_different_dimension_do_not_make_one_pool(tmp_path: Path) -> No
         open_pool(str(tmp_path))
 
 
+def test_parts_by_different_models_do_not_make_one_pool(tmp_path: Path) -> None:
+    for name, model in (("a", "ViT-L-14/openai"), ("b", "pocket")):
+        part = make_pool(tmp_path / name)
+        files = [path for path in part.rglob("*") if path.is_file()]
+        seal(part, "pool.json", "k", files, pool=name, model=model, rows=50)
+    with pytest.raises(IntegrityError, match=r"parts embedded by different models \(ViT-L-14/openai, pocket\)"):
+        open_pool(str(tmp_path))
+    assert open_pool(str(tmp_path / "b")).model == "pocket"
+    (tmp_path / "pool.yaml").write_text("model: pocket\nparts: [a]\n")
+    with pytest.raises(IntegrityError, match="embedded by different models"):
+        open_pool(str(tmp_path))
+
+
 def test_text_embeddings_of_some_shards_only(tmp_path: Path) -> None:
     make_pool(tmp_path)
     (tmp_path / "text_emb").mkdir()

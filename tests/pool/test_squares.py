@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from retrieve_or_generate.pixels import UndecodableImage, decode, to_square
+from retrieve_or_generate.pool import squares
 from retrieve_or_generate.pool.squares import square_of
 
 
@@ -40,6 +41,20 @@ def test_every_orientation_is_turned_as_the_careful_decoder_turns_it(orientation
     square = square_of(data, 32)
     assert np.abs(square.pixels.astype(int) - central(data)).max() <= 2
     assert (square.width, square.height) == decode(data).shape[1::-1]
+
+
+def test_bytes_that_fill_the_space_before_a_marker() -> None:
+    """There may be any number of them; a reader that takes them for a marker leaps to anywhere."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(picture(48, 40), exif=exif, quality=95)
+    filled = data[:2] + b"\xff" * 3 + data[2:]
+    assert np.array_equal(square_of(filled, 32).pixels, square_of(data, 32).pixels)
+    assert square_of(filled, 32).width == 40
+
+
+def test_a_segment_that_leads_to_the_last_byte_ends_the_look() -> None:
+    assert squares._orientation(b"\xff\xd8\xff\xfe\x00\x04ab\xff") == 1
 
 
 @pytest.mark.parametrize(
