@@ -98,7 +98,7 @@ def memorised_step(
     """The search as a step of the curation of `folder`; None where it is off.
 
     To be reported, the images that are kept are looked at; to be dropped, all that are fit, before any is chosen, so that the
-    filter keeps the share of the others that it keeps of any source. Without a pool at hand (a service searched it) the
+    filter keeps the share of the others that it keeps of any source. Without the pool at hand (a service searched it) the
     record says that none was looked at. `progress` is called with bytes of the pool passed and bytes in all.
     """
     if rule == "off":
@@ -107,7 +107,7 @@ def memorised_step(
     def decide(left: Described, seen: Seen) -> Decision:
         goes = np.zeros(len(left.keys), bool)
         if known is None:
-            return goes, {"rule": rule, "checked": 0, "found": 0, "pairs": [], "why": "no pool at hand"}
+            return goes, {"rule": rule, "checked": 0, "found": 0, "pairs": [], "why": "the pool is not at hand"}
         copies = find_memorised(left, known, like, curation, seen, folder / _FOLDER, progress)
         goes[list(copies.of)] = rule == "drop"
         return goes, {"rule": rule, **_told(left, copies)}

@@ -124,7 +124,7 @@ def test_without_a_pool_the_record_says_so(
     assert step is not None
     made = curate(_write(tmp_path / "s", task, planted), task=task, clip=clip, settings=ALL, steps=[step])
     assert made.record["memorised"] == {
-        "rule": "report", "checked": 0, "found": 0, "pairs": [], "why": "no pool at hand"
+        "rule": "report", "checked": 0, "found": 0, "pairs": [], "why": "the pool is not at hand"
     }  # fmt: skip
 
 
