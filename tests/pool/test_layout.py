@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,6 +64,20 @@ def test_what_is_missing_is_said_by_what_needs_it(pool: Pool) -> None:
         pool.embeddings(pool.shards[0], "text")
     with pytest.raises(UsageError, match=r"no images/ shards; set retrieve.fetch=http"):
         pool.image_bytes([3])
+
+
+def test_an_image_that_is_not_the_recorded_one_is_named(tmp_path: Path) -> None:
+    make_pool(tmp_path, rows=(3,))
+    images = [b"one", b"another", b"not here"]
+    digests = [hashlib.md5(image, usedforsecurity=False).hexdigest() for image in images]
+    table = {"URL": list("abc"), "key": ["k0", "k1", "k2"], "md5": digests}
+    pq.write_table(pa.table(table), tmp_path / "metadata/metadata_0000.parquet")
+    (tmp_path / "images").mkdir()
+    write_tar(tmp_path / "images/00000.tar", [("k0.jpg", b"one"), ("k1.png", b"changed")])
+    pool = open_pool(str(tmp_path))
+    assert pool.image_bytes([0, 2]) == {0: b"one"}
+    with pytest.raises(IntegrityError, match=r"00000.tar: image k1 does not match the md5 in .*metadata_0000.parquet"):
+        pool.image_bytes([0, 1])
 
 
 def test_the_fingerprint_follows_content_not_place(tmp_path: Path) -> None:

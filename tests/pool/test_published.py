@@ -130,6 +130,15 @@ def test_what_is_of_another_pool(pool: Pool, places: dict[str, Path], tmp_path: 
     assert self_found(open_index(places["file"], shuffled), shuffled) < 0.1
 
 
+def test_an_index_by_another_measure_is_refused(pool: Pool, tmp_path: Path) -> None:
+    """Of unit vectors, inner product and distance order rows alike; the largest difference does not."""
+    index = faiss.IndexFlat(DIM, faiss.METRIC_Linf)
+    index.add(rows_of(pool))
+    faiss.write_index(index, str(tmp_path / "other.index"))
+    with pytest.raises(UsageError, match=r"other.index: an index by neither inner product nor distance"):
+        open_index(tmp_path / "other.index", pool)
+
+
 def test_a_truncated_file_is_told_not_crashed_on(pool: Pool, places: dict[str, Path], tmp_path: Path) -> None:
     for name, source, cut in (
         ("knn.index", places["file"], 0.5),
