@@ -259,6 +259,16 @@ def test_an_index_is_built_checked_and_searched(tmp_path: Path, capsys: pytest.C
         (["synthesize"], "give either the image set to match (--like SET) or the one to perturb"),
         (["synthesize", "--like", "gone"], "gone"),
         (["synthesize", "--init", "gone", "--strength", "much"], "--strength 'much': numbers from 0 to 1 with commas"),
+        (["synthesize", "--like", "gone", "--rank", "0"], "give --rank and --world together, or --slurm alone"),
+        (["synthesize", "--like", "gone", "--rank", "2", "--world", "2"], "rank 2 of 2: ranks go from 0"),
+        (
+            ["synthesize", "--like", "gone", "--slurm"],
+            "--slurm: no SLURM_PROCID and SLURM_NTASKS here; start with srun",
+        ),
+        (
+            ["synthesize", "--like", "gone", "--device", "cpu,cpu"],
+            "--device cpu,cpu: several are GPUs by number, each once",
+        ),
         (["finetune"], "give the image set to train on (--train SET)"),
         (["finetune", "--train", "gone"], "gone"),
         (["index", "build", "pockt"], "unknown index recipe 'pockt'; did you mean 'pocket'?"),
@@ -283,6 +293,7 @@ def test_a_users_mistake_is_one_line_and_writes_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
     assert message in refused(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []
 

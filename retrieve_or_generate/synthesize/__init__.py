@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieve_or_generate.curate.curation import curate, curation_record
+from retrieve_or_generate.curate.curation import Looked, curate, curation_record
 from retrieve_or_generate.curate.descriptor import find_descriptor
 from retrieve_or_generate.curate.steps import Step
 from retrieve_or_generate.errors import UsageError
@@ -61,7 +61,13 @@ __all__ = [
 ]
 
 _VERSION = 2  # part of every key: raise when the same settings give other images
-_STILL_IN = ("", "duplicate", "clip_score", "not_selected", "class_cap")  # reasons that say nothing against an image as such
+_STILL_IN = (
+    "",
+    "duplicate",
+    "clip_score",
+    "not_selected",
+    "class_cap",
+)  # reasons that say nothing against an image as such
 _SPEED = ("batch_size", "shard_size", "compile")  # settings that change no image
 _NAMED_BY_CONTENT = (
     "file",
@@ -93,8 +99,8 @@ def synthesize(
     the folder too; whoever then finds all images there asks for what is missing of any class, and finishes the set.
 
     Raises:
-        UsageError: `like` is of another task, `out` holds something else or is in use, or the generator gives too few images of a
-        class that are fit. OtherRanksError: this share is made, others are not.
+        UsageError: `like` is of another task, `out` holds something else or is in use, or too few images of a class are fit, unless
+        the curation leaves such classes out. OtherRanksError: this share is made, others are not.
     """
     _same_task(task, like)
     find_descriptor(curation)  # weights that are not there are told of before anything is generated
@@ -103,16 +109,15 @@ def synthesize(
     steps = _steps(task, like, settings, curation, known, out, progress)
     of = _of(task, like, maker, settings) | {"prompts": strategy.fingerprint}
     key = content_key(of | {"curation": curation_record(task, clip, curation, steps)})
-    finish = partial(
-        curate,
-        out,
-        task=task,
-        clip=clip,
-        settings=curation,
-        excluded=like.excluded,
-        steps=steps,
-        progress=_curated(progress),
-    )
+
+    def finish(looked: Looked | None = None) -> ImageSet:
+        sealed = candidates_record(out, key, verify=False)
+        assert sealed is not None
+        excluded, told = {*like.excluded, *sealed["config"]["unfilled"]}, _curated(progress)
+        return curate(
+            out, task=task, clip=clip, settings=curation, excluded=excluded, steps=steps, progress=told, looked=looked
+        )
+
     if _is_finished(out, key):
         return finish()
     making = Making(out, "synthetic", task.class_names, maker.name, settings)
@@ -122,11 +127,11 @@ def synthesize(
     def complete() -> ImageSet:
         looked = matching.top_up(progress)
         told = {"strategy": settings.prompts.strategy, "fingerprint": strategy.fingerprint, **strategy.record()}
-        config = of | _named(maker) | {"prompts": told, "rounds": matching.rounds}
+        config = of | _named(maker) | {"prompts": told, "rounds": matching.rounds, "unfilled": matching.unfilled}
         _seal(making, key, matching.shards, config, task, uses_real_captions=strategy.uses_real_captions)
-        return finish(looked=looked)
+        return finish(looked)
 
-    return _shared_out(making, key, matching.shards, maker, share, progress, complete, finish)
+    return _shared_out(making, key, of, matching.shards, maker, share, progress, complete, finish)
 
 
 def perturb(
@@ -175,12 +180,13 @@ def perturb(
         _seal(making, key, shards, of | _named(maker), task, uses_real_captions=prompt == OWN_CAPTION)
         return finish()
 
-    return _shared_out(making, key, shards, maker, share, progress, complete, finish)
+    return _shared_out(making, key, of, shards, maker, share, progress, complete, finish)
 
 
 def _shared_out(
     making: Making,
     key: str,
+    of: dict[str, Any],
     shards: Sequence[Shard],
     maker: Maker,
     share: Share | None,
@@ -190,7 +196,7 @@ def _shared_out(
 ) -> ImageSet:
     """Hold the folder; make this rank's `shards`, if there are others; then `complete` the candidates, or `finish` what is."""
     out = making.out
-    with claimed(out, key, share):
+    with claimed(out, content_key(of), key, share):
         if share and candidates_record(out, key, verify=False) is None:
             fill(making, shards, maker, share, progress)
             others_left(out, shards, share)

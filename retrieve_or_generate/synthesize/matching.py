@@ -58,6 +58,7 @@ class Matching:
     steps: Sequence[Step] = ()
     shards: list[Shard] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
+    unfilled: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._needed = fit_needed(self.wanted, self.curation.keep_fraction)
@@ -78,7 +79,8 @@ class Matching:
     def top_up(self, progress: Progress | None = None) -> Looked:
         """Make shards, round by round, until no class lacks any; what curation has seen of them then.
 
-        Raises `UsageError` naming the classes that still lack some after the last round.
+        Classes that still lack some after the last round are an error that names them or, where classes that are too small may be
+        left out, `unfilled`.
         """
         new = self.shards
         while True:
@@ -88,7 +90,8 @@ class Matching:
             if not more.any():
                 return looked
             if len(self.rounds) > ROUNDS:
-                raise UsageError(self._unfilled(looked, more))
+                self._give_up(looked, more)
+                return looked
             new = self._ask(more)
 
     def _look(self, progress: Progress | None) -> Looked:
@@ -110,7 +113,12 @@ class Matching:
         reaching = np.bincount(left.labels[left.scores >= least], minlength=classes)
         return missing(fit, self._needed, reaching, self.wanted)
 
-    def _unfilled(self, looked: Looked, more: np.ndarray) -> str:
+    def _give_up(self, looked: Looked, more: np.ndarray) -> None:
+        if self.curation.on_short_class == "error" or (more > 0)[self.wanted > 0].all():
+            raise UsageError(self._too_few(looked, more))
+        self.unfilled = [self.task.class_names[label] for label in np.flatnonzero(more).tolist()]
+
+    def _too_few(self, looked: Looked, more: np.ndarray) -> str:
         """Which classes lack how many, what became of theirs, and what to do."""
         table = looked.table
         reasons = dict(zip(table["key"].to_pylist(), table["reason"].to_pylist(), strict=True))
@@ -127,6 +135,6 @@ class Matching:
         also = f" and {others} more classes" if others else ""
         return (
             f"{self.making.out}: {'; '.join(told)}{also}, after {ROUNDS} rounds of new prompts and {TRIES} tries at each flagged "
-            "image: the generator gives too few images of it that are fit. More varied prompts (synthesize.prompts) or other "
-            "settings may; curate.deduplicate=false and synthesize.safety_checker=false ask for less"
+            "image: too few are fit. Choose more varied prompts (synthesize.prompts), or leave such classes out, for every source, "
+            "with curate.on_short_class=exclude"
         )

@@ -282,7 +282,8 @@ def _draw(draw: _Draw, writer: ShardWriter, shard: Shard) -> None:
                 done += len(part) - len(again)
                 tell(shard.name, done, total)
             waiting = flagged
-    tell(shard.name, total, total)
+    if done < total:  # flagged at every try
+        tell(shard.name, total, total)
 
 
 def _store(
@@ -357,21 +358,22 @@ def seal_shards(out: Path, key: str, shards: Sequence[Shard], **record: Any) -> 
 
 
 @contextmanager
-def claimed(out: Path, key: str, share: Share | None) -> Iterator[None]:
+def claimed(out: Path, begun: str, key: str, share: Share | None) -> Iterator[None]:
     """Hold `out` for the set that `key` names, alone or, with a `share`, together with other ranks.
 
-    What was begun for it stays. Raises `UsageError` where another run holds the folder, or it is finished or not a set's.
+    Shards of images that `begun` names stay: another curation of the same images goes on with them. Raises `UsageError` where
+    another run holds the folder, or it is finished or not a set's.
     """
     if share is None:
         with locked(out):
-            _begin(out, key)
+            _begin(out, begun, key)
             yield
         return
     with ExitStack() as held:
         with locked(out, wait=True, name=_STARTING):
-            if begun_under(out) != key and candidates_record(out, key, verify=False) is None:
+            if begun_under(out) != begun and candidates_record(out, key, verify=False) is None:
                 with locked(out):  # what another set left is dropped only while nobody is at work
-                    _begin(out, key)
+                    _begin(out, begun, key)
             held.enter_context(locked(out, shared=True))
         held.enter_context(locked(out, name=f".rank-{share.rank}.lock"))
         yield
@@ -379,10 +381,10 @@ def claimed(out: Path, key: str, share: Share | None) -> Iterator[None]:
         remove_leftovers(out)
 
 
-def _begin(out: Path, key: str) -> None:
+def _begin(out: Path, begun: str, key: str) -> None:
     remove_leftovers(out)
     if candidates_record(out, key, verify=False) is None:
-        start_candidates(out, key)
+        start_candidates(out, begun)
 
 
 def finishing(out: Path) -> AbstractContextManager[None]:

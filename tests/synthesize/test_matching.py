@@ -129,6 +129,23 @@ def test_a_class_that_cannot_be_filled_is_one_error(
         make(tmp_path / "t", Painter(only))
 
 
+def test_a_class_that_cannot_be_filled_is_left_out_where_that_is_allowed(
+    make: Make, task: Task, retrieved: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrieve_or_generate.synthesize.matching.ROUNDS", 1)
+    painter = Painter(unsafe=lambda prompt, _: task.class_names[1] in prompt)
+    with pytest.raises(
+        UsageError, match=r"leave such classes out, for every source, with curate\.on_short_class=exclude"
+    ):
+        make(tmp_path / "s", painter)
+    drawn = len(painter.calls)
+    made = make(tmp_path / "s", painter, curation=HALF.model_copy(update={"on_short_class": "exclude"}))
+    assert len(painter.calls) == drawn  # the images are the same, whatever the curation
+    assert made.excluded == (task.class_names[1],)
+    assert made.counts().tolist() == [*retrieved.counts()[:1], 0, *retrieved.counts()[2:]]
+    assert make(tmp_path / "s", painter, curation=HALF.model_copy(update={"on_short_class": "exclude"})).key == made.key
+
+
 def test_with_a_least_score_as_many_reach_it(
     make: Make, task: Task, retrieved: ImageSet, clip: Clip, tmp_path: Path
 ) -> None:
