@@ -18,6 +18,7 @@ from retrieve_or_generate.settings import (
     ProbeSettings,
     PromptSettings,
     RetrieveSettings,
+    SelectionSettings,
     Settings,
     SynthesizeSettings,
 )
@@ -103,15 +104,23 @@ class Experiment(Settings):
             raise ValueError(f"variants: {unused[0]!r} is not among the sources; list it there, too")
         if self.primary != Experiment.model_fields["primary"].default and not set(self.primary) <= set(self.sources):
             raise ValueError(f"primary: {list(self.primary)} are not both among the sources")
-        seen = {source: self.variant(source) for source in self.sources}
-        made = {source: one for source, one in seen.items() if kind_of(source) == "synthetic"}
-        for source, one in made.items():
-            if one.synthesize.selection.rule in ("low_density", "hardest") and one.at_random() not in made.values():
-                raise ValueError(
+        for source in self.sources:
+            self.variant(source)
+        return self
+
+    def check_selection(self) -> None:
+        """What is compared: `UsageError` unless every selecting source stands beside random selection of equal size.
+
+        A single set may select without (`rog synthesize` makes one at a time).
+        """
+        seen = {source: self.variant(source) for source in self.sources if kind_of(source) == "synthetic"}
+        drawn = [one.at_random() for one in seen.values() if one.synthesize.selection.rule == "random"]
+        for source, one in seen.items():
+            if one.synthesize.selection.rule in ("low_density", "hardest") and one.at_random() not in drawn:
+                raise UsageError(
                     f"sources: {source} selects, so random selection of equal size stands beside it; add a variant that differs "
                     "only in synthesize: {selection: {rule: random}}"
                 )
-        return self
 
     def variant(self, source: str) -> Experiment:
         """The experiment as this source's image sets follow from it.
@@ -134,7 +143,7 @@ class Experiment(Settings):
 
     def at_random(self) -> Experiment:
         """The same, but for synthetic images that are selected at random."""
-        selection = self.synthesize.selection.model_copy(update={"rule": "random"})
+        selection = SelectionSettings(rule="random", over=self.synthesize.selection.over)
         return self.model_copy(update={"synthesize": self.synthesize.model_copy(update={"selection": selection})})
 
 

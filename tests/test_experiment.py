@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from retrieve_or_generate.api import compare
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.experiment import Experiment, dump_experiment, load_experiment, parse_experiment
 
@@ -75,10 +76,6 @@ def test_overrides_then_fields_on_top() -> None:
         ),
         ("variants.synthetic-a={}", r"variants: 'synthetic-a' is not among the sources; list it there, too"),
         ("primary=[retrieved, synthetic-llm]", r"primary: .* are not both among the sources"),
-        (
-            "synthesize.selection.rule=hardest",
-            r"sources: synthetic selects, so random selection of equal size stands beside",
-        ),
         ("scales=[50, 50]", r"scales lists one value twice: \[50, 50\]"),
         ("scales=[]", r"scales: input should be a list with at least one value, not '\[\]'"),
         ("name=../x", r"name: string should match pattern"),
@@ -141,7 +138,7 @@ def test_a_variant_is_the_experiment_with_what_differs_on_top() -> None:
             "variants": {
                 "synthetic-far": {
                     "generator": "other",
-                    "synthesize": {"selection": {"rule": "low_density", "over": 3}},
+                    "synthesize": {"selection": {"rule": "low_density", "over": 3, "neighbours": 9}},
                 },
                 "synthetic-drawn": {"generator": "other", "synthesize": {"selection": {"rule": "random", "over": 3}}},
             },
@@ -152,8 +149,16 @@ def test_a_variant_is_the_experiment_with_what_differs_on_top() -> None:
     assert (named.synthesize.prompts.strategy, named.synthesize.num_inference_steps) == ("class_name", 3)
     assert (far.generator, far.synthesize.selection.over, far.synthesize.prompts.file) == ("other", 3, "a.tsv")
     assert far.at_random() == experiment.variant("synthetic-drawn")
+    experiment.check_selection()
     assert experiment.variant("perturbed-0.2").perturb.strength == 0.2
     assert experiment.variant("perturbed-0.2").perturb.shown == experiment.perturb.shown
+
+
+def test_what_selects_is_compared_with_random_selection_but_may_be_made_alone(tmp_path: Path) -> None:
+    alone = load_experiment(overrides=("synthesize.selection=hardest",))
+    with pytest.raises(UsageError, match="sources: synthetic selects, so random selection of equal size stands beside"):
+        compare(tmp_path / "run", alone)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_variant_is_validated_before_anything_runs() -> None:

@@ -44,8 +44,10 @@ def compare(
     are done, and how many there are.
 
     Raises:
-        UsageError: `out` holds something else, or an input is not there. IntegrityError: a file changed since it was written.
+        UsageError: `out` holds something else, an input is not there, or a source selects without its random counterpart.
+        IntegrityError: a file changed since it was written.
     """
+    experiment.check_selection()
     progress = progress or _silent
     jobs = jobs or core_count()
     _build_world(experiment, jobs, progress)
