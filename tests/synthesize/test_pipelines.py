@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -102,14 +99,11 @@ def test_names_of_the_libraries_of_2022(families: dict[str, Path], tmp_path: Pat
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("family", [*BUILDERS, "checked"])
-def test_a_gpu_draws_what_the_cpu_draws(family: str, families: dict[str, Path]) -> None:
-    there, here = (load_pipeline(str(families[family]), SMALL, device) for device in ("cuda", "cpu"))
-    images = drawn(here.text)
-    assert np.abs(drawn(there.text) - images).max() < 0.02  # of [0, 1]; TF32 convolutions
-    if here.checker and there.checker:
-        levels = (images * 255).astype(np.uint8)
-        assert there.checker(levels).tolist() == here.checker(levels).tolist()
+def test_the_checker_says_the_same_on_a_gpu(families: dict[str, Path]) -> None:
+    there, here = (load_pipeline(str(families["checked"]), SMALL, device).checker for device in ("cuda", "cpu"))
+    assert there is not None
+    assert here is not None
+    assert there(pictures()).tolist() == here(pictures()).tolist()
 
 
 def test_the_generator_of_the_package() -> None:
@@ -511,18 +505,6 @@ def test_what_a_hub_does_not_give(online: Hub, name: str, said: str, capfd: pyte
         load_pipeline(name, SMALL)
     assert not any(asked.startswith("GET") and asked.endswith((".bin", ".safetensors")) for asked in online.asked)
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.slow
-def test_the_environment_says_where_the_hub_is(served: Hub, tmp_path: Path) -> None:
-    script = (
-        "from retrieve_or_generate.settings import SynthesizeSettings as S\n"
-        "from retrieve_or_generate.synthesize.pipelines import load_pipeline\n"
-        "print(load_pipeline('org/sd@v1', S(resolution=32)).name)"
-    )
-    environment = {**os.environ, "HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert (ended.stdout, ended.stderr) == (f"org/sd@{OLD}\n", "")
 
 
 def test_the_fingerprint_is_of_what_is_read(sd1: Path) -> None:
