@@ -87,18 +87,20 @@ class TorchvisionLists:
     def listing(self, split: str) -> Listing:
         try:
             paths, labels, names = self.listed(self.open(split))
-        except (RuntimeError, OSError, KeyError, ValueError, IndexError, TypeError) as error:
+        except (
+            Exception
+        ) as error:  # readers of text, of .mat files and of their compressed parts answer damage with many types
             raise IntegrityError(
                 f"{self.folder}: torchvision cannot read split {split} ({_in_a_line(error)})"
             ) from error
         codes = np.array(labels, np.int64)
-        if len(codes) and not 0 <= codes.min() <= codes.max() < len(names):
-            raise IntegrityError(f"{self.folder}/{split}: label {codes.max()} is not a class id below {len(names)}")
+        if odd := np.flatnonzero((codes < 0) | (codes >= len(names))).tolist():
+            raise IntegrityError(
+                f"{self.folder}/{split}: {paths[odd[0]]}: label {codes[odd[0]]} is not a class id below {len(names)}"
+            )
         files = [str(path) for path in paths]
         if missing := [path for path in files if not Path(path).exists()]:
-            raise IntegrityError(
-                f"{missing[0]}: missing, as are {len(missing) - 1} more of {len(files)} images of {split}"
-            )
+            raise IntegrityError(f"{missing[0]}: missing; {len(missing)} of {len(files)} images of {split} are")
         keys = [os.path.relpath(path, self.folder).replace(os.sep, "/") for path in files]
         return Listing(keys, ImageFiles(files), codes, names)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from torch.utils.data import random_split
 from torchvision.datasets import Flowers102, StanfordCars
@@ -118,7 +119,7 @@ def test_an_empty_class_shifts_no_label(tmp_path: Path, monkeypatch: pytest.Monk
         (
             "dtd",
             "dtd/dtd/images/banded/banded_val0000.jpg",
-            r"banded_val0000.jpg: missing, as are 0 more of 4 images of val",
+            r"banded_val0000.jpg: missing; 1 of 4 images of val are",
         ),
         ("fgvc-aircraft", "fgvc-aircraft-2013b/data/images_variant_val.txt", "torchvision cannot read split val"),
         ("flowers102", "flowers-102/setid.mat", r"setid.mat: not there\. Fetch 102flowers.tgz"),
@@ -131,6 +132,25 @@ def test_what_is_missing_is_named(
     (tmp_path / damage).unlink()
     with pytest.raises(UsageError, match=message):
         load_task(name).split("val")
+
+
+def test_damaged_lists_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    miniatures.stanford_cars(tmp_path, monkeypatch)
+    path = tmp_path / "stanford_cars/cars_test_annos_withlabels.mat"
+    whole = path.read_bytes()
+    for data in (b"", b"<html>" * 100, whole[: len(whole) // 2]):
+        path.write_bytes(data)
+        with pytest.raises(IntegrityError, match=r"stanford_cars: torchvision cannot read split test \(") as raised:
+            load_task("stanford-cars").split("test")
+        assert "\n" not in str(raised.value)
+
+
+def test_a_label_of_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    miniatures.stanford_cars(tmp_path, monkeypatch)
+    names = np.array(["AM General Hummer SUV 2000", "Acura RL Sedan 2012"], object)
+    scipy.io.savemat(tmp_path / "stanford_cars/devkit/cars_meta.mat", {"class_names": names})
+    with pytest.raises(IntegrityError, match=r"cars_train/00003\.jpg: label 2 is not a class id below 2"):
+        load_task("stanford-cars").split("test")
 
 
 def test_a_file_with_another_checksum_than_torchvision_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
