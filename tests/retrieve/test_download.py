@@ -290,6 +290,17 @@ def test_the_users_own_blocklist_counts_by_default(tmp_path: Path, monkeypatch: 
         assert asked == ["/2.jpg"]
 
 
+def test_hosts_take_turns() -> None:
+    urls = [
+        "http://a.example/1",
+        "http://a.example/2",
+        "http://b.example/1",
+        "http://a.example/3",
+        "http://b.example/2",
+    ]
+    assert worker._mixed(urls) == [urls[0], urls[2], urls[1], urls[4], urls[3]]
+
+
 def test_nothing_to_fetch(tmp_path: Path) -> None:
     assert download(table({}), tmp_path, blocklist=NO_LIST).num_rows == 0
 

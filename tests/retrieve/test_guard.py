@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from retrieve_or_generate.blocklist import Blocklist
-from retrieve_or_generate.retrieve import guard
-from retrieve_or_generate.retrieve.addresses import is_global, system_resolver
+from retrieve_or_generate.retrieve import addresses, guard
+from retrieve_or_generate.retrieve.addresses import Names, is_global, system_resolver
 from retrieve_or_generate.retrieve.guard import DownloadPolicy, NotFetched, Session, fetch, opted_out
 from retrieve_or_generate.retrieve.hosts import Hosts
 
@@ -441,3 +441,13 @@ def test_opt_out_headers(values: list[str], expected: bool) -> None:
     for value in values:
         headers["x-robots-tag"] = value
     assert bool(opted_out(headers, POLICY.robot_names, POLICY.opt_out_directives)) is expected
+
+
+def test_names_and_hosts_are_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "_MOST_KEPT", 10)
+    names, hosts = Names(lambda host, port: ["192.0.2.1"], 5.0), Hosts(1)
+    for number in range(35):
+        assert names.addresses(f"h{number}.example", 80, time.monotonic() + 5) == ["192.0.2.1"]
+        hosts.ask_to_wait(f"h{number}.example", 0.0)
+    assert len(names._asked) <= 10
+    assert len(hosts._not_before) < 35

@@ -29,7 +29,7 @@ from retrieve_or_generate.pixels import decode_all
 from retrieve_or_generate.pocket.pictures import evaluation_split
 from retrieve_or_generate.pocket.world import planted
 from retrieve_or_generate.pool.layout import Pool, open_pool
-from retrieve_or_generate.retrieve import retrieve
+from retrieve_or_generate.retrieve import _from_web, retrieve
 from retrieve_or_generate.retrieve.guard import DownloadPolicy
 from retrieve_or_generate.settings import CurateSettings, RetrieveSettings
 from retrieve_or_generate.store import write_tar
@@ -156,6 +156,14 @@ def test_classes_with_fewer_examples_than_asked_for_are_told(
     asked = SEARCH.model_copy(update={"examples_per_class": int(there.max()) + 1})
     made = retrieve(task, world.pool, clip, tmp_path, asked, CURATION)
     assert made.record["config"]["few_examples"] == dict(zip(task.class_names, there.tolist(), strict=True))
+
+
+def test_candidates_without_any_url_are_not_downloaded(tmp_path: Path) -> None:
+    """As from a service that tells none."""
+    rows = pa.table({"row": [3, 5], "url": pa.array([None, ""], pa.string())})
+    with pytest.raises(UsageError, match="none of the 2 candidates has a URL to download"):
+        next(_from_web(rows, tmp_path, SEARCH, None, None))
+    assert list(tmp_path.iterdir()) == []
 
 
 def visible(folder: Path) -> dict[str, bytes]:
