@@ -9,6 +9,7 @@ from retrieve_or_generate.synthesize.prompts.base import HoldsModel, Prompt, Pro
 from retrieve_or_generate.synthesize.prompts.class_name import ClassName
 from retrieve_or_generate.synthesize.prompts.file import File
 from retrieve_or_generate.synthesize.prompts.image_captions import ImageCaptions
+from retrieve_or_generate.synthesize.prompts.llm import Llm
 from retrieve_or_generate.synthesize.prompts.places import Places
 from retrieve_or_generate.synthesize.prompts.templates import Templates
 
@@ -20,6 +21,7 @@ STRATEGIES: dict[str, Callable[[PromptSource], Strategy]] = {
     "places": Places,
     "alt_text": AltText,
     "image_captions": ImageCaptions,
+    "llm": Llm,
     "file": File,
 }
 
