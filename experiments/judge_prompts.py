@@ -24,7 +24,7 @@ from retrieve_or_generate.synthesize.prompts.image_captions import BATCH, Captio
 from retrieve_or_generate.synthesize.prompts.llm import BLOCK
 from retrieve_or_generate.synthesize.prompts.naming import names_class
 from retrieve_or_generate.synthesize.prompts.nucleus import LineModel
-from retrieve_or_generate.synthesize.prompts.pretrained import find_model
+from retrieve_or_generate.text_models import find_text_model
 from retrieve_or_generate.weights import POCKET_WEIGHTS
 
 
@@ -88,8 +88,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for judged_prompts.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    captioner = Captioner(find_model(arguments.captioner, "captioner"), "float32", "cpu")
-    model = LineModel(find_model(arguments.language, "language"), "float32", "cpu")
+    captioner = Captioner(find_text_model(arguments.captioner, "captioner"), "float32", "cpu")
+    model = LineModel(find_text_model(arguments.language, "language"), "float32", "cpu")
     judged = {
         "captions": {task: judge_captions(captioner, task) for task in TASKS},
         "sentences": {task: judge_sentences(model, task) for task in TASKS},

@@ -15,10 +15,12 @@ from retrieve_or_generate.doctor import installed
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.executors import core_count
 from retrieve_or_generate.experiment import Experiment, dump_experiment, load_experiment
+from retrieve_or_generate.in_context import read_lists
 from retrieve_or_generate.pool.layout import open_pool
 from retrieve_or_generate.settings import PromptSettings
 from retrieve_or_generate.store import content_key, read_json, read_seal, seal, sha256_of, write_bytes, write_json
 from retrieve_or_generate.tasks import Task, load_task
+from retrieve_or_generate.text_models import Part, find_text_model
 from retrieve_or_generate.weights import check_pocket_weights, clip_fingerprint, generator_fingerprint
 
 EXPERIMENT, ENVIRONMENT, SEAL = "experiment.yaml", "environment.json", "run.json"
@@ -94,16 +96,29 @@ def inputs_key(experiment: Experiment, tasks: dict[str, Task]) -> str:
             "pool": _pool_fingerprint(experiment),
             "model": clip_fingerprint(experiment.model),
             "generators": [generator_fingerprint(name) for name in generators],
-            "prompts": [_files_named(experiment.variant(source).synthesize.prompts) for source in experiment.sources],
+            "prompts": [_rests_on(experiment.variant(source).synthesize.prompts) for source in experiment.sources],
             "descriptor": find_descriptor(experiment.curate).record,
         }
     )
 
 
-def _files_named(prompts: PromptSettings) -> dict[str, str]:
-    """Checksums of the files that a prompt strategy is told to read."""
-    named = prompts.model_dump(include={"places", "hypernyms", "file"}, exclude_none=True)
-    return {key: sha256_of(Path(name)) for key, name in named.items() if Path(name).is_file()}
+def _rests_on(prompts: PromptSettings) -> list[Any]:
+    """What the files, folders and the model hold that a prompt strategy is told of."""
+    named = [prompts.places, *(prompts.hypernyms or ()), prompts.file]
+    told: list[Any] = [[sha256_of(path) for path in _files(Path(name))] for name in named if name is not None]
+    if prompts.strategy in ("image_captions", "llm"):
+        part: Part = "captioner" if prompts.strategy == "image_captions" else "language"
+        if prompts.model == "pocket":
+            check_pocket_weights(part)
+        told.append(find_text_model(prompts.model, part).fingerprint)
+    if prompts.strategy == "llm":
+        told.append(read_lists(Path(prompts.examples) if prompts.examples is not None else None).fingerprint)
+    return told
+
+
+def _files(path: Path) -> list[Path]:
+    """A file; of a folder the nouns of WordNet, which are what is read of it."""
+    return [path] if path.is_file() else sorted(path.glob("*.noun"))
 
 
 def _pool_fingerprint(experiment: Experiment) -> str | None:

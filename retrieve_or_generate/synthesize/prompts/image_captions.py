@@ -15,9 +15,10 @@ from retrieve_or_generate.store import content_key
 from retrieve_or_generate.synthesize.prompts.base import Prompt, PromptSource
 from retrieve_or_generate.synthesize.prompts.kept import KeptTexts
 from retrieve_or_generate.synthesize.prompts.naming import names_class
-from retrieve_or_generate.synthesize.prompts.pretrained import ModelFiles, find_model, quietly
+from retrieve_or_generate.synthesize.prompts.pretrained import load_text_model, quietly
 from retrieve_or_generate.synthesize.prompts.rounds import Rounds
 from retrieve_or_generate.synthesize.prompts.text import clean
+from retrieve_or_generate.text_models import TextModelFiles, find_text_model
 from retrieve_or_generate.weights import first_line
 
 BATCH = 32
@@ -31,8 +32,8 @@ _VERSION = 1  # part of every key: raise when the same image gets another captio
 class Captioner:
     """A BLIP or BLIP-2 on its device: the likeliest word first, and then the next."""
 
-    def __init__(self, files: ModelFiles, dtype: str, device: str):
-        self._model, folder = files.load(AutoModelForImageTextToText, dtype, device, _FAMILY)
+    def __init__(self, files: TextModelFiles, dtype: str, device: str):
+        self._model, folder = load_text_model(files, AutoModelForImageTextToText, dtype, device, _FAMILY)
         try:
             with quietly():
                 self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
@@ -61,7 +62,7 @@ class ImageCaptions:
 
     def __init__(self, source: PromptSource):
         settings, kept = source.settings, source.like.kept
-        self._files = find_model(settings.model, "captioner")
+        self._files = find_text_model(settings.model, "captioner")
         self.fingerprint = content_key(["image_captions", self._files.fingerprint, _VERSION])
         self._names, self._like = source.task.class_names, source.like
         self._images = {int(label): rows[["key", "sha256"]] for label, rows in kept.groupby("label")}

@@ -21,8 +21,8 @@ from retrieve_or_generate.synthesize.prompts.base import Prompt, PromptSource
 from retrieve_or_generate.synthesize.prompts.kept import KeptTexts
 from retrieve_or_generate.synthesize.prompts.naming import names_class
 from retrieve_or_generate.synthesize.prompts.nucleus import MOST_TOKENS, LineModel
-from retrieve_or_generate.synthesize.prompts.pretrained import find_model
 from retrieve_or_generate.synthesize.prompts.text import clean
+from retrieve_or_generate.text_models import find_text_model
 
 BLOCK = 32
 """Draws of a class that are made together, always: sums of another shape have other last bits, and those can turn a word."""
@@ -59,7 +59,7 @@ class Llm:
         settings = source.settings
         self._settings, self._device, self._names = settings, source.device, source.task.class_names
         self._progress = source.progress
-        self._files = find_model(settings.model, "language")
+        self._files = find_text_model(settings.model, "language")
         self._lists = read_lists(Path(settings.examples) if settings.examples is not None else None)
         self._is_texture = (settings.form or _form(source.task.templates)) == "texture"
         if not self._is_texture:

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
-from retrieve_or_generate.synthesize.prompts.pretrained import ModelFiles, quietly
+from retrieve_or_generate.synthesize.prompts.pretrained import load_text_model, quietly
+from retrieve_or_generate.text_models import TextModelFiles
 from retrieve_or_generate.weights import first_line
 
 MOST_TOKENS = 100
@@ -71,8 +72,8 @@ class _LineEnds(StoppingCriteria):
 class LineModel:
     """Any causal language model of transformers, on its device."""
 
-    def __init__(self, files: ModelFiles, dtype: str, device: str):
-        self._model, folder = files.load(AutoModelForCausalLM, dtype, device)
+    def __init__(self, files: TextModelFiles, dtype: str, device: str):
+        self._model, folder = load_text_model(files, AutoModelForCausalLM, dtype, device)
         self._name, self._device = files.name, device
         try:
             with quietly():

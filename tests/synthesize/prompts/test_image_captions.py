@@ -33,8 +33,8 @@ from retrieve_or_generate.store import cache_folder
 from retrieve_or_generate.synthesize.prompts import HoldsModel, PromptSource, Strategy, load_strategy
 from retrieve_or_generate.synthesize.prompts.image_captions import Captioner
 from retrieve_or_generate.synthesize.prompts.naming import names_class
-from retrieve_or_generate.synthesize.prompts.pretrained import find_model
 from retrieve_or_generate.tasks import Task, load_task
+from retrieve_or_generate.text_models import find_text_model
 from retrieve_or_generate.weights import POCKET_WEIGHTS
 
 from ..hub import Repository, commit_of, hub, point_at
@@ -120,7 +120,7 @@ def test_no_image_is_captioned_twice(load: Load, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_caption_depends_on_its_image_alone() -> None:
-    captioner = Captioner(find_model("pocket", "captioner"), "float32", "cpu")
+    captioner = Captioner(find_text_model("pocket", "captioner"), "float32", "cpu")
     images = [_picture(name, seed) for seed, name in enumerate(drawing.TEXTURES)]
     together = captioner.captions(images)
     assert [captioner.captions([image])[0] for image in images] == together
@@ -183,7 +183,7 @@ def test_either_family_in_the_shape_of_a_published_one(tmp_path: Path, make: Cal
     make(tmp_path)
     processor = AutoProcessor.from_pretrained(POCKET_WEIGHTS / "captioner")
     processor.save_pretrained(tmp_path)
-    captioner = Captioner(find_model(str(tmp_path), "captioner"), "float32", "cpu")
+    captioner = Captioner(find_text_model(str(tmp_path), "captioner"), "float32", "cpu")
     images = [_picture("striped", 1), _picture("spiralled", 2)]
     model = captioner._model
     for image, caption in zip(images, captioner.captions(images), strict=True):

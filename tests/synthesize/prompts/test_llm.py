@@ -28,8 +28,8 @@ from retrieve_or_generate.synthesize.prompts import HoldsModel, PromptSource, St
 from retrieve_or_generate.synthesize.prompts.llm import BLOCK
 from retrieve_or_generate.synthesize.prompts.naming import names_class
 from retrieve_or_generate.synthesize.prompts.nucleus import LineModel
-from retrieve_or_generate.synthesize.prompts.pretrained import find_model
 from retrieve_or_generate.tasks import Task, load_task
+from retrieve_or_generate.text_models import find_text_model
 from retrieve_or_generate.weights import POCKET_WEIGHTS
 
 SourceOf = Callable[..., PromptSource]
@@ -138,7 +138,7 @@ def test_no_class_depends_on_what_was_asked_before(load: Load, tmp_path: Path, m
 
 def test_a_sentence_does_not_depend_on_its_neighbours() -> None:
     """To float tolerance, which turns no word here; blocks are of one size, so even that never shows."""
-    model = LineModel(find_model("pocket", "language"), "float32", "cpu")
+    model = LineModel(find_text_model("pocket", "language"), "float32", "cpu")
     texts = [
         "a => b\nzebra =>",
         "For each line, write a short caption of a picture.\nfox => a fox\nmerlin 2, beach =>",
