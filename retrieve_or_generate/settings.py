@@ -203,7 +203,7 @@ class SynthesizeSettings(Settings):
         description="side in pixels, a multiple of the VAE's factor; null: what the generator was trained at",
     )
     stored_size: int | None = Field(None, ge=8, description="side in pixels that is stored; null: as generated")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of weights and products")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="type of weights and products")
     safety_checker: bool = Field(True, description="drop and draw again what the generator's own checker flags")
     selection: SelectionSettings = Field(
         SelectionSettings(), description="which of more images than are needed are kept, by rule or with its settings"

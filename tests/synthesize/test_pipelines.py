@@ -26,7 +26,7 @@ from retrieve_or_generate.weights import find_generator, pinned_generator
 from .builders import BUILDERS, as_published, build, save
 from .hub import Hub, Repository, commit_of, hub, point_at
 
-SMALL = SynthesizeSettings(resolution=32, num_inference_steps=2)
+SMALL = SynthesizeSettings(dtype="float32", resolution=32, num_inference_steps=2)
 
 
 @pytest.fixture(scope="module")

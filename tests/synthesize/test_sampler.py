@@ -25,12 +25,12 @@ from retrieve_or_generate.synthesize.sampler import steps_at
 from retrieve_or_generate.weights import POCKET_WEIGHTS, check_pocket_weights
 
 from .builders import save
-from .conftest import QUICK
 
 PROMPTS = ["a striped texture.", "the digit two.", "a photo of a falcon 2.", "dotted fabric."] * 8
 SEEDS = list(range(32))
+QUICK = SynthesizeSettings(num_inference_steps=4, batch_size=16, dtype="float32")
 FEW = QUICK.model_copy(update={"batch_size": 4})
-TINY = SynthesizeSettings(num_inference_steps=2, resolution=32, batch_size=3)
+TINY = SynthesizeSettings(num_inference_steps=2, resolution=32, batch_size=3, dtype="float32")
 
 _OF_DIFFUSERS = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
@@ -46,6 +46,11 @@ def changed(generator: Generator, **parts: object) -> Generator:
     """The same pipeline with other parts around it."""
     pipeline = dataclasses.replace(generator.pipeline, **parts)  # type: ignore[arg-type]
     return Generator(pipeline, generator.loaded_with)
+
+
+@pytest.fixture(scope="session")
+def generator() -> Generator:
+    return load_generator("pocket", settings=QUICK)
 
 
 @pytest.fixture(scope="session")
@@ -315,7 +320,7 @@ def test_a_pipeline_without_a_way_from_images(family: Callable[[str], Generator]
 
 
 def test_a_generator_serves_what_it_was_loaded_for(generator: Generator) -> None:
-    assert generator.serves(QUICK)
+    assert generator.serves(QUICK.model_copy(update={"num_inference_steps": 9, "batch_size": 2}))
     assert not generator.serves(QUICK.model_copy(update={"dtype": "bfloat16"}))
     assert not generator.serves(QUICK.model_copy(update={"scheduler": "EulerDiscreteScheduler"}))
 
