@@ -377,7 +377,11 @@ def claimed(out: Path, begun: str, key: str, share: Share | None) -> Iterator[No
             held.enter_context(locked(out, shared=True))
         held.enter_context(locked(out, name=f".rank-{share.rank}.lock"))
         yield
-    with suppress(UsageError), locked(out):  # the last to leave
+    with (
+        locked(out, wait=True, name=_STARTING),
+        suppress(UsageError),
+        locked(out),
+    ):  # the last to leave; nobody arrives meanwhile
         remove_leftovers(out)
 
 
