@@ -29,6 +29,7 @@ from retrieve_or_generate.image_set import (
     read_table,
     seal_image_set,
 )
+from retrieve_or_generate.kept_texts import CAPTIONS, KeptTexts
 from retrieve_or_generate.pixels import encode_jpeg
 from retrieve_or_generate.pool.layout import open_pool
 from retrieve_or_generate.store import read_json, seal, write_json, write_tar
@@ -229,6 +230,13 @@ def test_no_byte_of_it_is_left(hash: str, world: World) -> None:
     }
     assert done.pool_images == 1
     assert done.problems == ()
+
+
+def test_what_a_model_said_of_it_is_forgotten(world: World) -> None:
+    kept = KeptTexts(CAPTIONS, "k")
+    kept.add({sha256(image(TAKEN)): "a taken picture", sha256(image(1)): "another"})
+    taken(world, md5(image(TAKEN)))
+    assert dict(KeptTexts(CAPTIONS, "k").read()) == {sha256(image(1)): "another"}
 
 
 def test_everything_else_is_as_it_was(world: World) -> None:

@@ -1,9 +1,9 @@
 """Takes an image out of everything: image sets, pictures made of it, finished and unfinished downloads, a pool's shards.
 
-Reads and writes image set folders, runs and a pool in place; appends to the blocklist first, so that nothing brings the image back.
-What was trained on it is marked `stale.json` and listed; a run loses its seal, results and report, and `rog compare` makes anew
-what followed from the image. Each folder goes from its old state to the new one at once (`swap.py`), and the same call goes on
-with one that was killed.
+Reads and writes image set folders, runs, a pool, and the captions that models gave images, in place; appends to the blocklist
+first, so that nothing brings the image back. What was trained on it is marked `stale.json` and listed; a run loses its seal,
+results and report, and `rog compare` makes anew what followed from the image. Each folder goes from its old state to the new one
+at once (`swap.py`), and the same call goes on with one that was killed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from retrieve_or_generate.blocklist import Blocklist, add_to_blocklist
 from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.kept_texts import CAPTIONS, forget
 from retrieve_or_generate.progress import Progress
 from retrieve_or_generate.store import locked
 from retrieve_or_generate.takedown import memory, pools, runs, trials, unfinished
@@ -67,6 +68,7 @@ def takedown(hash: str, folders: Sequence[Path], pool: str | None = None, progre
         touched = runs.withdraw(places, [one.folder for one in affected])
         removed = _remove(affected, problems)
         unfinished.remove(folders, shas)
+        forget(CAPTIONS, shas)
         count = shelf.remove(shas) if shelf is not None else 0
     return Takedown(tuple(sorted(shas)), tuple(listed), removed, count, tuple(stale), tuple(touched), tuple(problems))
 

@@ -10,10 +10,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.kept_texts import CAPTIONS, KeptTexts
 from retrieve_or_generate.pixels import decode
 from retrieve_or_generate.store import content_key
 from retrieve_or_generate.synthesize.prompts.base import Prompt, PromptSource
-from retrieve_or_generate.synthesize.prompts.kept import KeptTexts
 from retrieve_or_generate.synthesize.prompts.naming import names_class
 from retrieve_or_generate.synthesize.prompts.pretrained import load_text_model, quietly
 from retrieve_or_generate.synthesize.prompts.rounds import Rounds
@@ -68,7 +68,7 @@ class ImageCaptions:
         self._images = {int(label): rows[["key", "sha256"]] for label, rows in kept.groupby("label")}
         self._dtype, self._device, self._progress = settings.dtype, source.device, source.progress
         key = content_key([_VERSION, self._files.fingerprint, settings.dtype, MOST_TOKENS])
-        self._texts = KeptTexts("captions", key)
+        self._texts = KeptTexts(CAPTIONS, key)
         self._captioner: Captioner | None = None
         self._given: dict[int, list[Prompt]] = {}
         self._rounds = Rounds(self._of)

@@ -15,10 +15,10 @@ from typing import Any
 
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.in_context import Lists, Query, read_lists
+from retrieve_or_generate.kept_texts import KeptTexts
 from retrieve_or_generate.seeds import generator_for
 from retrieve_or_generate.store import content_key
 from retrieve_or_generate.synthesize.prompts.base import Prompt, PromptSource
-from retrieve_or_generate.synthesize.prompts.kept import KeptTexts
 from retrieve_or_generate.synthesize.prompts.naming import names_class
 from retrieve_or_generate.synthesize.prompts.nucleus import MOST_TOKENS, LineModel
 from retrieve_or_generate.synthesize.prompts.text import clean

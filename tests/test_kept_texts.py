@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieve_or_generate.synthesize.prompts.kept import KeptTexts
+from retrieve_or_generate.kept_texts import KeptTexts, forget
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +68,17 @@ def test_several_processes_make_one_thing_once(folder: Path) -> None:
         maker.join()
     assert [maker.exitcode for maker in makers] == [0] * 4
     assert len(list(folder.glob("*.json"))) == 1
+
+
+def test_what_is_to_be_forgotten_is_nowhere_and_all_else_is(folder: Path) -> None:
+    KeptTexts("words", "k").add({"a": "one", "b": "two"})
+    KeptTexts("words", "k").add({"a": "uno"})
+    KeptTexts("words", "other").add({"a": "eins", "c": "drei"})
+    KeptTexts("others", "k").add({"a": "stays"})
+    assert forget("words", {"a"}) == 3
+    assert dict(KeptTexts("words", "k").read()) == {"b": "two"}
+    assert dict(KeptTexts("words", "other").read()) == {"c": "drei"}
+    assert dict(KeptTexts("others", "k").read()) == {"a": "stays"}
+    held = b"".join(path.read_bytes() for path in folder.parent.glob("words-*/*.json"))
+    assert not any(word in held for word in (b"one", b"uno", b"eins"))
+    assert forget("words", {"a"}) == 0

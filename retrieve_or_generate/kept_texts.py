@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from retrieve_or_generate.errors import IntegrityError
-from retrieve_or_generate.store import cache_folder, content_key, locked, read_json, write_json
+from retrieve_or_generate.store import cache_folder, content_key, locked, read_json, sync_folder, write_json
+
+CAPTIONS = "captions"
+"""What models said of images, by the images' sha256."""
 
 
 class KeptTexts:
@@ -18,7 +22,7 @@ class KeptTexts:
     """
 
     def __init__(self, what: str, key: str):
-        self._folder = cache_folder() / "prompts" / f"{what}-{key}"
+        self._folder = _shelf() / f"{what}-{key}"
         self._known: dict[str, Any] = {}
         self._seen: set[str] = set()
 
@@ -49,7 +53,28 @@ class KeptTexts:
             yield self.read()
 
 
-def _checked(path: Any) -> dict[str, Any]:
+def forget(what: str, names: Collection[str]) -> int:
+    """Take these names out of the texts of `what`, whatever their key; how many texts went."""
+    count = 0
+    for folder in sorted(_shelf().glob(f"{what}-*")):
+        with locked(folder, wait=True):
+            for path in sorted(folder.glob("[0-9a-f]*.json")):
+                texts = _checked(path)
+                left = {name: text for name, text in texts.items() if name not in names}
+                if left.keys() != texts.keys():
+                    if left:
+                        write_json(folder / f"{content_key(left)}.json", left)
+                    path.unlink()
+                    sync_folder(folder)
+                    count += len(texts) - len(left)
+    return count
+
+
+def _shelf() -> Path:
+    return cache_folder() / "prompts"
+
+
+def _checked(path: Path) -> dict[str, Any]:
     """What a file holds; nothing if it is not what its name says."""
     try:
         value = read_json(path)
