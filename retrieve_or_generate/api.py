@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from retrieve_or_generate.compare.plan import TrialPlan
     from retrieve_or_generate.finetune import LabelledImages, Trial
     from retrieve_or_generate.image_set import ImageSet
-    from retrieve_or_generate.models import Clip
+    from retrieve_or_generate.models import ImageModel
     from retrieve_or_generate.pool.footprint import Footprint
     from retrieve_or_generate.pool.index import Index
     from retrieve_or_generate.pool.layout import Pool
@@ -162,15 +162,18 @@ def finetune(
 ) -> Trial:
     """Train on `scale` images of the image set `train` (all by default), measure on `task`, and write a trial to `out`.
 
-    Without `train`, the model is measured off the shelf. Seeds, order and settings are those of `compare`.
+    Without `train`, the model is measured off the shelf. Seeds, order and settings are those of `compare`. With `save_model` the
+    fine-tuned model lies in `out/model` (`finetune/saved.py`), which plain open_clip loads, and every verb as a model.
 
     Raises:
         UsageError: neither `train` nor `task`, a scale that a class cannot fill, or `out` holds something else.
     """
     from retrieve_or_generate.finetune import finetune as adapt
     from retrieve_or_generate.finetune import read_trial, task_images, write_trial
+    from retrieve_or_generate.finetune.saved import save_model as write_model
+    from retrieve_or_generate.finetune.trial import MODEL
     from retrieve_or_generate.image_set import load_image_set
-    from retrieve_or_generate.models import load_clip
+    from retrieve_or_generate.models import load_model
     from retrieve_or_generate.tasks import load_task
 
     check_device(device)
@@ -181,15 +184,18 @@ def finetune(
     wanted = load_task(name)
     plan = _plan(experiment, wanted, image_set, scale, seed)
     if done := read_trial(out, plan.config):
+        if save_model and done.model is None:
+            raise UsageError(f"{out}: this trial is finished, and its model was not kept; choose another --out")
         return done
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out}: not empty, and not this trial; choose another --out")
-    clip = load_clip(experiment.model, device)
+    clip = load_model(experiment.model, device)
     images = _images(image_set, plan, clip) if image_set else None
     outcome = adapt(
         clip, images, task_images(wanted, clip), experiment.finetune, experiment.linear_probe, seed=plan.seed_value
     )
-    return write_trial(out, plan.config, outcome, save_model=save_model)
+    files = write_model(out / MODEL, clip, outcome.model, wanted.class_names, wanted.templates) if save_model else []
+    return write_trial(out, plan.config, outcome, model=files)
 
 
 def _named(progress: Progress | None, what: str) -> Any:
@@ -208,7 +214,7 @@ def _plan(experiment: Experiment, task: Task, image_set: ImageSet | None, scale:
     return plan_trials(grid, {task.name: task}, drawn, clip_fingerprint(experiment.model))[-1]
 
 
-def _images(image_set: ImageSet, plan: TrialPlan, clip: Clip) -> LabelledImages:
+def _images(image_set: ImageSet, plan: TrialPlan, clip: ImageModel) -> LabelledImages:
     from retrieve_or_generate.compare.plan import chosen_rows
     from retrieve_or_generate.finetune import LabelledImages
     from retrieve_or_generate.pixels import decode_all

@@ -6,30 +6,120 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
-from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.store import check_files, content_key, read_json, sha256_of
 
 POCKET_WEIGHTS = Path(__file__).parent / "pocket" / "weights"
 CLIP_CONFIG, CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+TIMM_CONFIG, TIMM_WEIGHTS = "config.json", "model.safetensors"
 PIPELINE_INDEX = "model_index.json"
 PICKLED = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 """Endings of files that can run code when they are loaded."""
 PLAIN_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
 """Names of the weights that diffusers and transformers read unless a variant (such as `fp16`) is asked for."""
+WEIGHT_FILES = PICKLED | {".safetensors", ".npz"}
 _DESCRIBES = frozenset({".json", ".txt", ".model"})  # configurations and vocabularies
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
-def clip_folder(name: str) -> Path | None:
-    """The folder of the model called `name`; None if open_clip is to find it. `UsageError` if the folder holds no model."""
-    folder = POCKET_WEIGHTS / "clip" if name == "pocket" else Path(name)
-    if not folder.is_dir():
-        return None
-    for needed in (CLIP_CONFIG, CLIP_WEIGHTS):
-        if not (folder / needed).is_file():
-            raise UsageError(f"{folder}: no {needed}; a model folder is what open_clip's push_to_hf_hub writes")
-    return folder
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where an image model comes from: what `library` is asked for, as the library calls it."""
+
+    name: str
+    library: Literal["open_clip", "timm"]
+    source: str
+    """An architecture, `local-dir:FOLDER`, or `hf-hub:ORG/REPO`."""
+    tag: str | None = None
+    """Published weights of the architecture."""
+    file: Path | None = None
+    """Weights that lie here, in a folder or by themselves."""
+
+    @property
+    def folder(self) -> Path | None:
+        return Path(self.source.removeprefix("local-dir:")) if self.source.startswith("local-dir:") else None
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits: of the weights that lie here, else of the name, which a library ties to one published file."""
+        if self.file is None:
+            return content_key([self.library, self.name])
+        sha256 = _sha256_once(self.file, *_state(self.file))
+        return sha256[:16] if self.folder else content_key([self.library, self.source, sha256])
+
+
+def find_model(name: str) -> ModelFiles:
+    """The image model called `name`, by its form alone (no library is asked whether it knows it):
+
+    `pocket`; a folder of open_clip or timm; `hf-hub:ORG/REPO`; `ARCH/TAG` or `ARCH/FILE` of open_clip; `timm:ARCH`,
+    `timm:ARCH/TAG`, `timm:ARCH/FILE` or `timm:FOLDER`. A FILE may end in `#SHA256`, which it then must have.
+
+    Raises:
+        UsageError: a name of no such form, no such file, a folder without a model. IntegrityError: a file of another sha256.
+    """
+    if name == "pocket":
+        return _in_folder(name, POCKET_WEIGHTS / "clip")
+    library, given = _library_of(name)
+    if given and Path(given).is_dir():
+        return _in_folder(name, Path(given))
+    if given.startswith("hf-hub:"):
+        return ModelFiles(name, library, given)
+    architecture, found, rest = given.partition("/")
+    if Path(given.partition("#")[0]).is_file():
+        raise UsageError(f"model {name!r}: a file does not say what architecture it is of; write ARCH/{given}")
+    if found and _names_a_file(rest):
+        return ModelFiles(name, library, architecture, file=_checked_file(name, rest))
+    if library == "timm" and architecture:
+        return ModelFiles(name, library, architecture, tag=rest or None)
+    if not found or not architecture or not rest:
+        raise unknown_model(name)
+    return ModelFiles(name, library, architecture, tag=rest)
+
+
+def unknown_model(name: str) -> UsageError:
+    """What to tell of a name that stands for no model."""
+    return UsageError(
+        f"unknown model {name!r}: give 'pocket', a folder with {CLIP_CONFIG}, 'hf-hub:ORG/REPO', ARCH/TAG such as "
+        "ViT-B-16/laion2b_s34b_b88k (rog models lists them), ARCH/FILE#SHA256, or 'timm:ARCH/TAG'"
+    )
+
+
+def _library_of(name: str) -> tuple[Literal["open_clip", "timm"], str]:
+    return ("timm", name.removeprefix("timm:")) if name.startswith("timm:") else ("open_clip", name)
+
+
+def _in_folder(name: str, folder: Path) -> ModelFiles:
+    """The model of a folder: open_clip's where its configuration lies there, else timm's."""
+    kinds: tuple[tuple[Literal["open_clip", "timm"], str, str], ...] = (
+        ("open_clip", CLIP_CONFIG, CLIP_WEIGHTS),
+        ("timm", TIMM_CONFIG, TIMM_WEIGHTS),
+    )
+    for library, config, weights in kinds:
+        if (folder / config).is_file() and (library == "open_clip" or "architecture" in read_json(folder / config)):
+            if not (folder / weights).is_file():
+                raise UsageError(f"{folder}: no {weights}; a model folder has its weights as safetensors")
+            return ModelFiles(name, library, f"local-dir:{folder}", file=folder / weights)
+    raise UsageError(f"{folder}: no {CLIP_CONFIG}; a model folder is what open_clip's push_to_hf_hub writes")
+
+
+def _names_a_file(text: str) -> bool:
+    path = Path(text.partition("#")[0])
+    return "#" in text or path.suffix in WEIGHT_FILES or path.is_file()
+
+
+def _checked_file(name: str, text: str) -> Path:
+    """The file that `FILE` or `FILE#SHA256` names."""
+    path, _, sha256 = text.partition("#")
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"model {name!r}: no file {path}")
+    if "#" in text and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise UsageError(f"model {name!r}: what follows # is no sha256 (64 hexadecimal digits)")
+    if sha256 and (is_now := _sha256_once(file, *_state(file))) != sha256.lower():
+        raise IntegrityError(f"{file}: its sha256 is {is_now}, not {sha256.lower()}")
+    return file
 
 
 @dataclass(frozen=True)
@@ -170,6 +260,5 @@ def check_pocket_weights(part: str) -> None:
 
 
 def clip_fingerprint(name: str) -> str:
-    """16 hex digits: of the weights file in a folder, else of the name, which open_clip ties to one published file."""
-    folder = clip_folder(name)
-    return sha256_of(folder / CLIP_WEIGHTS)[:16] if folder else content_key(["open_clip", name])
+    """`ModelFiles.fingerprint` of the model called `name`."""
+    return find_model(name).fingerprint

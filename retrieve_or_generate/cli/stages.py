@@ -103,7 +103,9 @@ def finetune(
         int | None, typer.Option(min=1, metavar="N", help="images to train on; default: all", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="which of the paired repetitions")] = 0,
-    save_model: Annotated[bool, typer.Option("--save-model", help="keep tower and head as model.safetensors")] = False,
+    save_model: Annotated[
+        bool, typer.Option("--save-model", help="keep model and head in OUT/model, for open_clip")
+    ] = False,
     data: Data = None,
     overrides: Overrides = None,
     out: Out = None,

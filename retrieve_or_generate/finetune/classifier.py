@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from retrieve_or_generate.models import Clip, plain_attention
+from retrieve_or_generate.models import ImageModel, plain_attention
+from retrieve_or_generate.precision import native
 
 
 class Classifier(nn.Module):
@@ -21,13 +22,13 @@ class Classifier(nn.Module):
     float32.
     """
 
-    def __init__(self, clip: Clip, class_weights: Tensor, precision: str = "float32"):
+    def __init__(self, clip: ImageModel, class_weights: Tensor, precision: str = "float32"):
         super().__init__()
-        self.tower = copy.deepcopy(clip.network.visual).eval().requires_grad_(True)
+        self.tower = copy.deepcopy(clip.tower).eval().requires_grad_(True)
         dim, classes = class_weights.shape
         self.head = nn.Linear(dim, classes, device=class_weights.device)
         with torch.no_grad():
-            self.head.weight.copy_(class_weights.T * clip.network.logit_scale.exp())
+            self.head.weight.copy_(class_weights.T * clip.logit_scale)
             self.head.bias.zero_()
         self.normalise = clip.normalise
         self.precision = native(precision, clip.device)
@@ -45,14 +46,6 @@ class Classifier(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(b, 3, s, s) uint8 or float in [0, 1] to (b, k) float32 logits."""
         return self.head(self.features(pixels))
-
-
-def native(precision: str, device: torch.device) -> torch.dtype:
-    """float32, or bfloat16 where asked for; a CPU without instructions for it keeps to float32, many times faster there."""
-    if precision == "bfloat16" and device.type == "cpu":
-        known = torch.cpu.get_capabilities()
-        return torch.bfloat16 if any(known[name] for name in known if name.endswith("bf16")) else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 def class_token_embedding(tower: nn.Module, pixels: Tensor) -> Tensor:

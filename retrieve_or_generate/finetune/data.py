@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.models import Clip
+from retrieve_or_generate.models import ImageModel
 from retrieve_or_generate.tasks.base import SplitName, Task
 from retrieve_or_generate.tasks.templates import as_functions
 
@@ -47,7 +47,7 @@ class TaskImages:
         return self.class_weights.shape[1]
 
 
-def task_images(task: Task, clip: Clip) -> TaskImages:
+def task_images(task: Task, clip: ImageModel) -> TaskImages:
     """Decode the splits of `task` at the size of `clip` and make its classifier."""
     splits = {name: _decoded(task, name, clip.image_size) for name in get_args(SplitName)}
     return TaskImages(clip.class_weights(task.class_names, as_functions(task.templates)), **splits)

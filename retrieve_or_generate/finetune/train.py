@@ -25,13 +25,13 @@ from retrieve_or_generate.finetune.augment import cropped, shifted
 from retrieve_or_generate.finetune.classifier import Classifier, features_of
 from retrieve_or_generate.finetune.data import LabelledImages, TaskImages
 from retrieve_or_generate.finetune.trial import TrialOutcome
-from retrieve_or_generate.models import Clip, plain_attention
+from retrieve_or_generate.models import ImageModel, plain_attention
 from retrieve_or_generate.seeds import seed_for
 from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
 
 
 def finetune(
-    clip: Clip,
+    clip: ImageModel,
     train: LabelledImages | None,
     task: TaskImages,
     settings: FinetuneSettings | None = None,
@@ -107,7 +107,7 @@ class _Look:
 class _Work:
     """One trial under way: a classifier, what it is measured on, and a history that grows."""
 
-    clip: Clip
+    clip: ImageModel
     task: TaskImages
     settings: FinetuneSettings
     probe: ProbeSettings
@@ -165,7 +165,7 @@ class _Work:
         images = torch.from_numpy(train.images).to(self.clip.device)
         labels = torch.from_numpy(train.labels).to(self.clip.device)
         draw = torch.Generator().manual_seed(seed_for("finetune", "augmentation", self.seed))
-        head, tower = list(self.classifier.head.parameters()), list(self.classifier.tower.parameters())
+        head, tower = (list[Tensor](part.parameters()) for part in (self.classifier.head, self.classifier.tower))
         groups = [(tower, 1.0), (head, self.settings.head_learning_rate_factor)]
         descent = recipe.Descent(groups, plan, rate, self.settings.weight_decay)
         losses: list[Tensor] = []

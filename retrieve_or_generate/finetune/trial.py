@@ -1,13 +1,14 @@
 """A trial: what it measured, and the folder that keeps it so that every number can be computed again.
 
 `write_trial` writes `config.json` (what identifies the trial), `metrics.jsonl` (one line a look at validation, then one for each
-choice), `predictions.parquet` (one row a test image: key, label, logits and probe probabilities), with `save_model` also
-`model.safetensors` (tower and head), and last `result.json`: the numbers, and the size and sha256 of the other files.
+choice), `predictions.parquet` (one row a test image: key, label, logits and probe probabilities), and last `result.json`: the
+numbers, and the size and sha256 of the other files, among them those of the model where it is kept (`finetune/saved.py`).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.torch import save_file
 from torch import Tensor
 
 from retrieve_or_generate.evaluate.calibration import ece
@@ -23,7 +23,7 @@ from retrieve_or_generate.evaluate.zero_shot import accuracy, mean_per_class_acc
 from retrieve_or_generate.finetune.data import LabelledImages
 from retrieve_or_generate.store import content_key, durable_file, read_json, read_seal, seal, write_bytes, write_json
 
-RESULT = "result.json"
+RESULT, MODEL = "result.json", "model"
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ class Trial:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
     @property
+    def model(self) -> Path | None:
+        """The folder of the fine-tuned model, where it was kept."""
+        return self.folder / MODEL if any(name.startswith(f"{MODEL}/") for name in self.record["files"]) else None
+
+    @property
     def predictions(self) -> pa.Table:
         return pq.read_table(self.folder / "predictions.parquet")
 
@@ -83,18 +88,17 @@ def metrics_of(labels: np.ndarray, zero_shot_logits: np.ndarray, probe_probabili
     return metrics
 
 
-def write_trial(folder: Path, config: dict[str, Any], outcome: TrialOutcome, *, save_model: bool = False) -> Trial:
-    """Make `folder` a finished trial. `config` is JSON-like and holds all that the outcome follows from, no path and no date."""
+def write_trial(folder: Path, config: dict[str, Any], outcome: TrialOutcome, *, model: Sequence[Path] = ()) -> Trial:
+    """Make `folder` a finished trial. `config` is JSON-like and holds all that the outcome follows from, no path and no date.
+
+    `model` are files of the fine-tuned model that lie in `folder` already, and now belong to the trial.
+    """
     write_json(folder / "config.json", config)
     lines = [json.dumps(row, sort_keys=True, allow_nan=False) for row in outcome.history]
     write_bytes(folder / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
     with durable_file(folder / "predictions.parquet") as path:
         pq.write_table(_predictions(outcome), path)
-    files = [folder / name for name in ("config.json", "metrics.jsonl", "predictions.parquet")]
-    if save_model:
-        files.append(folder / "model.safetensors")
-        with durable_file(files[-1]) as path:
-            save_file({name: value.contiguous() for name, value in sorted(outcome.model.items())}, path)
+    files = [*(folder / name for name in ("config.json", "metrics.jsonl", "predictions.parquet")), *model]
     record = seal(
         folder,
         RESULT,

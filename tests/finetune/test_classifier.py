@@ -88,3 +88,23 @@ def test_bfloat16_is_close_where_the_processor_has_it(
     assert native("bfloat16", gpu) == torch.bfloat16
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     assert native("bfloat16", cpu) == torch.bfloat16
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_zero_shot_logits_of_a_vit_b_16_are_open_clip_s() -> None:
+    """Random weights: a head that starts as open_clip's own zero-shot classifier gives its logits at full size, too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = open_clip.create_model("ViT-B-16").eval()
+    tokenizer, names = open_clip.get_tokenizer("ViT-B-16"), ["red", "green", "blue whale"]
+    templates = open_clip.SIMPLE_IMAGENET_TEMPLATES[:2]
+    clip = Clip("ViT-B-16", network, tokenizer, "0" * 16)
+    pixels = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    logits = Classifier(clip, clip.class_weights(names, templates))(pixels)
+    weights = open_clip.build_zero_shot_classifier(network, tokenizer, names, templates)
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1) for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
+    image = network.encode_image((pixels.float() / 255 - mean) / std, normalize=True)
+    torch.testing.assert_close(logits, image @ weights * network.logit_scale.exp(), rtol=1e-4, atol=1e-3)

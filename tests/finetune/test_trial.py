@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 
 from retrieve_or_generate.errors import IntegrityError
 from retrieve_or_generate.finetune import TaskImages, TrialOutcome, finetune, metrics_of, read_trial, write_trial
@@ -75,8 +74,12 @@ def test_a_changed_byte_is_found_and_named(tmp_path: Path, outcome: TrialOutcome
         read_trial(tmp_path, CONFIG)
 
 
-def test_the_model_is_kept_when_asked_for(tmp_path: Path, outcome: TrialOutcome) -> None:
-    write_trial(tmp_path, CONFIG, outcome, save_model=True)
-    kept = load_file(tmp_path / "model.safetensors")
-    assert kept.keys() == outcome.model.keys()
-    assert kept["head.weight"].shape == (3, 128)
+def test_a_model_that_is_kept_belongs_to_the_trial(tmp_path: Path, outcome: TrialOutcome) -> None:
+    assert write_trial(tmp_path / "without", CONFIG, outcome).model is None
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/head.json").write_text("{}")
+    trial = write_trial(tmp_path, CONFIG, outcome, model=[tmp_path / "model/head.json"])
+    assert trial.model == tmp_path / "model"
+    (tmp_path / "model/head.json").write_text("[]")
+    with pytest.raises(IntegrityError, match=r"model/head.json: its bytes changed"):
+        read_trial(tmp_path, CONFIG)

@@ -26,7 +26,7 @@ from retrieve_or_generate.store import write_bytes
 from retrieve_or_generate.synthesize import Generator, memorised, synthesize
 from retrieve_or_generate.synthesize.memorised import KnownPool, memorised_step
 from retrieve_or_generate.tasks import Task
-from retrieve_or_generate.weights import clip_folder
+from retrieve_or_generate.weights import POCKET_WEIGHTS
 
 from .conftest import QUICK
 
@@ -173,7 +173,7 @@ def test_a_pool_without_pictures_is_compared_by_those_that_were_retrieved(
 def test_a_pool_that_another_model_embedded_is_searched_with_it(
     look: Any, task: Task, planted: list[bytes], pool: Pool, tmp_path: Path
 ) -> None:
-    folder = str(clip_folder("pocket"))
+    folder = str(POCKET_WEIGHTS / "clip")
     elsewhere = replace(pool, model=folder)
     made = look(_write(tmp_path / "s", task, planted), known=KnownPool(elsewhere, folder))
     assert [pair["row"] for pair in made.record["memorised"]["pairs"]] == list(ROWS)
