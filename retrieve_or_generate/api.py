@@ -163,13 +163,15 @@ def finetune(
     """Train on `scale` images of the image set `train` (all by default), measure on `task`, and write a trial to `out`.
 
     Without `train`, the model is measured off the shelf. Seeds, order and settings are those of `compare`. With `save_model` the
-    fine-tuned model lies in `out/model` (`finetune/saved.py`), which plain open_clip loads, and every verb as a model.
+    fine-tuned model lies in `out/model` (`finetune/saved.py`), which plain open_clip loads, and every verb as a model. A
+    call that was terminated is gone on with by the same call.
 
     Raises:
         UsageError: neither `train` nor `task`, a scale that a class cannot fill, or `out` holds something else.
     """
     from retrieve_or_generate.finetune import finetune as adapt
     from retrieve_or_generate.finetune import read_trial, task_images, write_trial
+    from retrieve_or_generate.finetune.checkpoint import FOLDER, Checkpoint, is_only_checkpoint
     from retrieve_or_generate.finetune.saved import save_model as write_model
     from retrieve_or_generate.finetune.trial import MODEL
     from retrieve_or_generate.image_set import load_image_set
@@ -183,19 +185,22 @@ def finetune(
         raise UsageError("give the image set to train on (--train SET), or a task to measure the model on (--task T)")
     wanted = load_task(name)
     plan = _plan(experiment, wanted, image_set, scale, seed)
+    checkpoint = Checkpoint(out / FOLDER, plan.key, experiment.finetune.checkpoint_every)
     if done := read_trial(out, plan.config):
+        checkpoint.remove()
         if save_model and done.model is None:
             raise UsageError(f"{out}: this trial is finished, and its model was not kept; choose another --out")
         return done
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not is_only_checkpoint(out, checkpoint):
         raise UsageError(f"{out}: not empty, and not this trial; choose another --out")
     clip = load_model(experiment.model, device)
     images = _images(image_set, plan, clip) if image_set else None
-    outcome = adapt(
-        clip, images, task_images(wanted, clip), experiment.finetune, experiment.linear_probe, seed=plan.seed_value
-    )
+    how, probe, at = experiment.finetune, experiment.linear_probe, plan.seed_value
+    outcome = adapt(clip, images, task_images(wanted, clip), how, probe, seed=at, checkpoint=checkpoint)
     files = write_model(out / MODEL, clip, outcome.model, wanted.class_names, wanted.templates) if save_model else []
-    return write_trial(out, plan.config, outcome, model=files)
+    trial = write_trial(out, plan.config, outcome, model=files)
+    checkpoint.remove()
+    return trial
 
 
 def _named(progress: Progress | None, what: str) -> Any:

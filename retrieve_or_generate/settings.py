@@ -319,7 +319,7 @@ class FinetuneSettings(Settings):
 
     recipe: Literal["equal_updates", "paper"] = Field(
         "equal_updates",
-        description="equal updates at all scales; paper: 30 epochs, 500 warm-up steps, batch 512, rates 5e-4, 1e-5 and 1e-6, a look "
+        description="equal updates at all scales; paper: 30 epochs, 500 warm-up steps, batch 512, rates 5e-4, 1e-5, 1e-6, a look "
         "at val each epoch, float32, unless said otherwise",
     )
     updates: int = Field(32, ge=0, description="optimizer steps, whatever the scale (recipe: equal_updates)")
@@ -336,6 +336,9 @@ class FinetuneSettings(Settings):
     evaluations: int = Field(2, ge=1, description="evenly spaced looks at val; the best is kept")
     precision: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="type of the tower's products; weights are float32"
+    )
+    checkpoint_every: int = Field(
+        0, ge=0, description="updates between two savings of a trial under way; 0: it is saved when it is terminated"
     )
 
     @model_validator(mode="before")

@@ -63,7 +63,7 @@ def plan_trials(
             "version": _VERSION,
             "task": {"name": name, "fingerprint": task.fingerprint},
             "model": {"name": experiment.model, "fingerprint": clip_fingerprint},
-            "finetune": experiment.finetune.model_dump(mode="json"),
+            "finetune": experiment.finetune.model_dump(mode="json", exclude={"checkpoint_every"}),
             "linear_probe": experiment.linear_probe.model_dump(mode="json"),
         }
         if "none" in experiment.sources:

@@ -78,11 +78,15 @@ def prepare(out: Path, experiment: Experiment, device: str) -> Callable[[TrialPl
 
 def _run(bench: _Bench, trial: TrialPlan) -> None:
     from retrieve_or_generate.finetune import finetune, write_trial
+    from retrieve_or_generate.finetune.checkpoint import FOLDER, Checkpoint
 
-    train = bench.train(trial)
-    e = bench.experiment
-    outcome = finetune(bench.clip, train, bench.task(trial.task), e.finetune, e.linear_probe, seed=trial.seed_value)
-    write_trial(bench.out / "trials" / trial.name, trial.config, outcome)
+    train, task = bench.train(trial), bench.task(trial.task)
+    e, folder = bench.experiment, bench.out / "trials" / trial.name
+    checkpoint = Checkpoint(folder / FOLDER, trial.key, e.finetune.checkpoint_every)
+    seed = trial.seed_value
+    outcome = finetune(bench.clip, train, task, e.finetune, e.linear_probe, seed=seed, checkpoint=checkpoint)
+    write_trial(folder, trial.config, outcome)
+    checkpoint.remove()
 
 
 def is_done(out: Path, trial: TrialPlan) -> bool:

@@ -6,9 +6,10 @@ every look and both choices go to the history. Test images are shown to what was
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +22,12 @@ from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.evaluate import linear_probe
 from retrieve_or_generate.evaluate.zero_shot import accuracy
 from retrieve_or_generate.finetune import recipe
-from retrieve_or_generate.finetune.augment import cropped, shifted
+from retrieve_or_generate.finetune.checkpoint import Checkpoint
 from retrieve_or_generate.finetune.classifier import Classifier, features_of
 from retrieve_or_generate.finetune.data import LabelledImages, TaskImages
+from retrieve_or_generate.finetune.learner import Learner
 from retrieve_or_generate.finetune.trial import TrialOutcome
-from retrieve_or_generate.models import ImageModel, plain_attention
-from retrieve_or_generate.seeds import seed_for
+from retrieve_or_generate.models import ImageModel
 from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
 
 
@@ -38,10 +39,12 @@ def finetune(
     probe: ProbeSettings | None = None,
     *,
     seed: int,
+    checkpoint: Checkpoint | None = None,
 ) -> TrialOutcome:
     """Train a copy of `clip` on `train` and measure it on the test images of `task`; without `train`, measure it as it is.
 
     `seed` gives data order and augmentation. Equal seeds give equal bits on one thread of one machine. `clip` is left as it was.
+    With a `checkpoint` training goes on from what it holds, and a SIGTERM saves it there and ends the process with 143.
 
     Raises:
         UsageError: images of another size, labels out of range, or training that diverged at every learning rate.
@@ -50,7 +53,7 @@ def finetune(
     for what, images in (("training", train), ("task's train", task.train), ("val", task.val), ("test", task.test)):
         if images is not None:
             _check(images, what, clip.image_size, task.n_classes)
-    work = _Work(clip, task, settings or FinetuneSettings(), probe or ProbeSettings(), seed)
+    work = _Work(clip, task, settings or FinetuneSettings(), probe or ProbeSettings(), seed, checkpoint)
     zero_shot, probed = work.choose(train)
     logits, probabilities = work.test(zero_shot, probed)
     return TrialOutcome(
@@ -102,30 +105,60 @@ class _Look:
             "C": self.probe.C,
         }
 
+    def packed(self) -> dict[str, Any]:
+        """What a checkpoint keeps; the probe follows from the features."""
+        return {
+            "learning_rate": self.learning_rate,
+            "update": self.update,
+            "val_accuracy": float(self.val_accuracy),
+            "val_loss": self.val_loss,
+            "train_features": torch.from_numpy(self.train_features),
+            "val_features": torch.from_numpy(self.val_features),
+            "state": self.state,
+        }
+
+
+@dataclass
+class _Best:
+    """The looks that validation prefers so far for zero-shot and for the probe: more right, else less loss, else the earlier."""
+
+    zero_shot: _Look | None = None
+    probed: _Look | None = None
+
+    def offer(self, look: _Look) -> None:
+        best = self.zero_shot
+        if best is None or (look.val_accuracy, -look.val_loss) > (best.val_accuracy, -best.val_loss):
+            self.zero_shot = look
+        if self.probed is None or look.probe.score > self.probed.probe.score:
+            self.probed = look
+
 
 @dataclass
 class _Work:
-    """One trial under way: a classifier, what it is measured on, and a history that grows."""
+    """One trial under way: a classifier, what it is measured on, a history that grows, and where that is kept."""
 
     clip: ImageModel
     task: TaskImages
     settings: FinetuneSettings
     probe: ProbeSettings
     seed: int
+    checkpoint: Checkpoint | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    best: _Best = field(default_factory=_Best)
     images_seen: int = 0
 
     def __post_init__(self) -> None:
         self.classifier = Classifier(self.clip, self.task.class_weights.to(self.clip.device), self.settings.precision)
 
     def choose(self, train: LabelledImages | None) -> tuple[_Look, _Look]:
-        """The looks that validation prefers for zero-shot and for the probe: more right, else less loss, else the earlier."""
-        zero_shot = probed = None
-        for look in self._looks(train):
-            if zero_shot is None or (look.val_accuracy, -look.val_loss) > (zero_shot.val_accuracy, -zero_shot.val_loss):
-                zero_shot = look
-            if probed is None or look.probe.score > probed.probe.score:
-                probed = look
+        """Train, and give what validation prefers for zero-shot and for the probe."""
+        plan = recipe.plan(self.settings, len(train) if train else 0)
+        if train is None or not plan.updates:
+            self._look(0.0, 0, None)
+        else:
+            with self.checkpoint.heeding_sigterm() if self.checkpoint else nullcontext():
+                self._train(train, plan)
+        zero_shot, probed = self.best.zero_shot, self.best.probed
         if zero_shot is None or probed is None:
             rates = ", ".join(f"{rate:g}" for rate in self.settings.learning_rates)
             raise UsageError(f"training diverged at every learning rate ({rates}); set smaller finetune.learning_rates")
@@ -150,62 +183,80 @@ class _Work:
         self.classifier.load_state_dict(look.state)
         return features_of(self.classifier, images.images)
 
-    def _looks(self, train: LabelledImages | None) -> Iterator[_Look]:
-        plan = recipe.plan(self.settings, len(train) if train else 0)
-        if train is None or not plan.updates:
-            yield self._look(0.0, 0, None)
-            return
+    def _train(self, train: LabelledImages, plan: recipe.Plan) -> None:
+        """From the start, or from what was saved, at one peak rate after another."""
+        saved = self.checkpoint.load() if self.checkpoint else None
         start = _copied(self.classifier.state_dict())
-        for rate in self.settings.learning_rates:
+        first = saved["rate"] if saved else 0
+        for index, rate in enumerate(self.settings.learning_rates[first:], start=first):
             self.classifier.load_state_dict(start)
-            yield from self._trained(train, plan, rate)
+            learner = Learner(self.classifier, train, self.settings, plan, rate, self.seed)
+            looked = self._resume(saved, learner) if saved else 0
+            saved = None
+            self._descend(learner, plan, index, looked)
 
-    def _trained(self, train: LabelledImages, plan: recipe.Plan, rate: float) -> Iterator[_Look]:
-        """Looks along the training at one peak rate; they end early where the loss is no longer a number."""
-        images = torch.from_numpy(train.images).to(self.clip.device)
-        labels = torch.from_numpy(train.labels).to(self.clip.device)
-        draw = torch.Generator().manual_seed(seed_for("finetune", "augmentation", self.seed))
-        head, tower = (list[Tensor](part.parameters()) for part in (self.classifier.head, self.classifier.tower))
-        groups = [(tower, 1.0), (head, self.settings.head_learning_rate_factor)]
-        descent = recipe.Descent(groups, plan, rate, self.settings.weight_decay)
-        losses: list[Tensor] = []
-        order = recipe.batches(self.settings, len(train), self.seed)
-        for update, rows in zip(range(1, plan.updates + 1), order, strict=False):
-            chosen = torch.from_numpy(rows).to(self.clip.device)
-            losses.append(self._step(descent, images[chosen], labels[chosen], draw))
-            if update in plan.looks:
-                loss = torch.stack(losses).mean().item()
-                losses.clear()
+    def _descend(self, learner: Learner, plan: recipe.Plan, index: int, looked: int) -> None:
+        """To the end of the plan, with the looks after `looked`; it ends early where the loss is no longer a number."""
+        rate = self.settings.learning_rates[index]
+        while True:
+            if self.checkpoint:
+                self.checkpoint.pause((index, learner.update), lambda: self._state(index, learner, looked))  # noqa: B023
+            if learner.update in plan.looks and looked < learner.update:
+                loss, looked = learner.mean_loss(), learner.update
                 if not math.isfinite(loss):
-                    self.history.append({"learning_rate": rate, "update": update, "diverged": True})
+                    self.history.append({"learning_rate": rate, "update": learner.update, "diverged": True})
                     return
-                yield self._look(rate, update, loss)
+                self._look(rate, learner.update, loss)
+            elif learner.update < plan.updates:
+                self.images_seen += learner.step()
+            else:
+                return
 
-    def _step(self, descent: recipe.Descent, images: Tensor, labels: Tensor, draw: torch.Generator) -> Tensor:
-        """One update; the loss before it, as a tensor so that no device has to be waited for."""
-        augmented = cropped(images, draw) if self.settings.recipe == "paper" else shifted(images, draw)
-        with plain_attention(self.clip.device):
-            loss = F.cross_entropy(self.classifier(augmented), labels)
-            descent.step(loss)
-        self.images_seen += len(labels)
-        return loss.detach()
+    def _state(self, index: int, learner: Learner, looked: int) -> dict[str, Any]:
+        looks = [look.packed() if look else None for look in (self.best.zero_shot, self.best.probed)]
+        return {
+            "rate": index,
+            "looked": looked,
+            "learner": learner.state(),
+            "history": json.dumps(self.history),
+            "images_seen": self.images_seen,
+            "looks": looks[:1] if self.best.zero_shot is self.best.probed else looks,
+        }
 
-    def _look(self, rate: float, update: int, train_loss: float | None) -> _Look:
-        train, val = self.task.train, self.task.val
+    def _resume(self, saved: dict[str, Any], learner: Learner) -> int:
+        """Be where `saved` was; the update of the last look at this rate."""
+        learner.resume(saved["learner"])
+        self.history, self.images_seen = json.loads(saved["history"]), saved["images_seen"]
+        looks = [self._unpacked(packed) if packed else None for packed in saved["looks"]]
+        self.best = _Best(looks[0], looks[-1])
+        return int(saved["looked"])
+
+    def _unpacked(self, packed: dict[str, Any]) -> _Look:
+        features = {name: packed[name].numpy() for name in ("train_features", "val_features")}
+        state = {name: value.to(self.clip.device) for name, value in packed["state"].items()}
+        return _Look(**packed | features | {"state": state, "probe": self._selection(**features)})
+
+    def _look(self, rate: float, update: int, train_loss: float | None) -> None:
+        """Measure the classifier as it is on validation, and keep it where it is the best so far."""
+        val = self.task.val
         val_x = features_of(self.classifier, val.images)
         with torch.inference_mode():
             logits = self.classifier.head(val_x).cpu()
             loss = F.cross_entropy(logits, torch.from_numpy(val.labels)).item()
-        train_features, val_features = features_of(self.classifier, train.images).cpu().numpy(), val_x.cpu().numpy()
-        grid = self.probe.inverse_regularisation
-        selection = linear_probe.select(
-            train_features, train.labels, val_features, val.labels, self.task.n_classes, grid
+        train_features, val_features = (
+            features_of(self.classifier, self.task.train.images).cpu().numpy(),
+            val_x.cpu().numpy(),
         )
+        selection = self._selection(train_features, val_features)
         right = accuracy(logits.numpy(), val.labels)
         state = _copied(self.classifier.state_dict())
         look = _Look(rate, update, right, loss, selection, train_features, val_features, state)
         self.history.append(look.row() | {"train_loss": train_loss})
-        return look
+        self.best.offer(look)
+
+    def _selection(self, train_features: np.ndarray, val_features: np.ndarray) -> linear_probe.Selection:
+        y, val_y, classes = self.task.train.labels, self.task.val.labels, self.task.n_classes
+        return linear_probe.select(train_features, y, val_features, val_y, classes, self.probe.inverse_regularisation)
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ import math
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
 from colours import coloured, make_clip
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from retrieve_or_generate.seeds import seed_for
 from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
 
 NAMES, TEMPLATES = ["red", "green", "blue"], ["a {}", "some {} thing"]
-SMALL = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+SMALL: dict[str, object] = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
 SEED = 3
 
 
