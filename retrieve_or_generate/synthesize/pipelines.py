@@ -21,6 +21,7 @@ from PIL import Image
 
 from retrieve_or_generate.errors import IntegrityError, UsageError, unknown_name
 from retrieve_or_generate.pocket import patch_vae  # noqa: F401  (diffusers loads a class by name only if it is imported)
+from retrieve_or_generate.precision import native
 from retrieve_or_generate.settings import SynthesizeSettings
 from retrieve_or_generate.synthesize.pipeline_files import CHECKER, check_part, fetch, read_index
 from retrieve_or_generate.synthesize.unsaid import unsaid
@@ -99,7 +100,7 @@ def load_pipeline(name: str, settings: SynthesizeSettings, device: str = "cpu") 
     index = read_index(folder, settings)
     for part, (library, _) in index.items():
         check_part(folder / part, library)
-    text = _load(folder, _scheduler(folder, index, settings.scheduler), settings)
+    text = _load(folder, _scheduler(folder, index, settings.scheduler), settings, torch.device(device))
     checker = _take_checker(text, device)
     made = Pipeline(
         files.name, files.fingerprint, text, _image_to_image(text), *_sides(text), torch.device(device), checker
@@ -127,10 +128,10 @@ def _scheduler(folder: Path, index: dict[str, tuple[str, str]], wanted: str | No
     raise unknown_name("scheduler", wanted, known)
 
 
-def _load(folder: Path, scheduler: Any, settings: SynthesizeSettings) -> DiffusionPipeline:
+def _load(folder: Path, scheduler: Any, settings: SynthesizeSettings, device: torch.device) -> DiffusionPipeline:
     """The pipeline in the settings' dtype, its safety checker in float32. `IntegrityError` if any weight is missing or misfits."""
     unwanted = {} if settings.safety_checker else {CHECKER: None, "requires_safety_checker": False}
-    dtypes = {"default": getattr(torch, settings.dtype), CHECKER: torch.float32}
+    dtypes = {"default": native(settings.dtype, device), CHECKER: torch.float32}
     with unsaid() as said:
         try:
             loaded = DiffusionPipeline.from_pretrained(
