@@ -37,7 +37,7 @@ def exit_code(command: Callable[[], int | None]) -> int:
         verb = context.command_path if context else "rog"
         return _fail(f"{error.format_message()} (see {verb} --help)", UsageError.exit_code)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return _fail("out of memory; use fewer --jobs or smaller batches and run it again", IncompleteError.exit_code)
     except OSError as error:
@@ -58,7 +58,7 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Also torch's two ways to say so, without loading torch: a type of its own for CUDA, words for the CPU."""
     return (
         isinstance(error, MemoryError)

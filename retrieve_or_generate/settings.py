@@ -337,9 +337,19 @@ class FinetuneSettings(Settings):
     precision: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="type of the tower's products; weights are float32"
     )
+    wise_ft: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        (1.0,),
+        min_length=1,
+        description="share of the tuned weights, the rest being those before (WiSE-FT); several are chosen from on val",
+    )
     checkpoint_every: int = Field(
         0, ge=0, description="updates between two savings of a trial under way; 0: it is saved when it is terminated"
     )
+
+    @field_validator("wise_ft", mode="before")
+    @classmethod
+    def _one_share(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, int | float) else given
 
     @model_validator(mode="before")
     @classmethod

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from retrieve_or_generate.endings import is_out_of_memory
 from retrieve_or_generate.finetune import recipe
 from retrieve_or_generate.finetune.augment import cropped, shifted
 from retrieve_or_generate.finetune.classifier import Classifier
@@ -18,7 +21,10 @@ from retrieve_or_generate.settings import FinetuneSettings
 
 
 class Learner:
-    """Trains `classifier` on `train` at one peak `rate`. `seed` gives data order and augmentation."""
+    """Trains `classifier` on `train` at one peak `rate`. `seed` gives data order and augmentation.
+
+    `images_per_pass` of a batch go through the network at once, all of them unless memory is too small; the update is the same.
+    """
 
     def __init__(
         self,
@@ -28,6 +34,7 @@ class Learner:
         plan: recipe.Plan,
         rate: float,
         seed: int,
+        images_per_pass: int | None = None,
     ):
         self.classifier, self.settings = classifier, settings
         self.images = torch.from_numpy(train.images).to(classifier.device)
@@ -39,6 +46,7 @@ class Learner:
             (list[Tensor](classifier.head.parameters()), settings.head_learning_rate_factor),
         ]
         self.descent = recipe.Descent(groups, plan, rate, settings.weight_decay)
+        self.images_per_pass = images_per_pass or settings.batch_size
         self._losses: list[Tensor] = []
 
     @property
@@ -51,11 +59,37 @@ class Learner:
         rows = torch.from_numpy(next(self.order)).to(self.labels.device)
         images, labels = self.images[rows], self.labels[rows]
         augmented = cropped(images, self.draw) if self.settings.recipe == "paper" else shifted(images, self.draw)
-        with plain_attention(self.labels.device):
-            loss = F.cross_entropy(self.classifier(augmented), labels)
-            self.descent.step(loss)
-        self._losses.append(loss.detach())  # a tensor, so that no device has to be waited for
+        while not self._fits(augmented, labels):
+            self.images_per_pass = math.ceil(min(self.images_per_pass, len(labels)) / 2)
         return len(labels)
+
+    def _fits(self, images: Tensor, labels: Tensor) -> bool:
+        """Make the update, or find that passes of this size are too large for the memory; then nothing has changed.
+
+        No part of the network looks across images, so passes change the gradient by no more than rounding.
+        """
+        parts: list[Tensor] = []
+        try:
+            with plain_attention(labels.device):
+                self.descent.step(self._losses_of(images, labels, parts))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or min(self.images_per_pass, len(labels)) == 1:
+                raise
+        else:
+            self._losses.append(torch.stack(parts).sum())  # a tensor, so that no device has to be waited for
+            return True
+        self.descent.optimizer.zero_grad()
+        if labels.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return False
+
+    def _losses_of(self, images: Tensor, labels: Tensor, parts: list[Tensor]) -> Iterator[Tensor]:
+        """The mean cross-entropy of the batch in parts, one a pass; their values go to `parts`."""
+        passes = zip(images.split(self.images_per_pass), labels.split(self.images_per_pass), strict=True)
+        for some, theirs in passes:
+            loss = F.cross_entropy(self.classifier(some), theirs) * (len(theirs) / len(labels))
+            parts.append(loss.detach())
+            yield loss
 
     def mean_loss(self) -> float:
         """Of the updates since this was asked last, each before it was made."""

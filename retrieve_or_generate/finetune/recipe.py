@@ -8,7 +8,7 @@ Both use AdamW with betas (0.9, 0.95), weight decay on all parameters, and gradi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,10 +74,12 @@ class Descent:
         listed = [{"params": parameters} for parameters, _ in groups]
         self.optimizer = torch.optim.AdamW(listed, lr=peak_rate, betas=BETAS, weight_decay=weight_decay, fused=True)
 
-    def step(self, loss: Tensor) -> None:
-        """One update down the gradient of `loss`."""
+    def step(self, losses: Iterable[Tensor]) -> None:
+        """One update down the gradient of the sum of `losses`, each let go of before the next is made."""
         self.optimizer.zero_grad()
-        loss.backward()
+        for loss in losses:
+            loss.backward()
+            del loss
         torch.nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.plan.rate(self.update)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class _Look:
 
     learning_rate: float
     update: int
+    wise_ft: float
     val_accuracy: float
     val_loss: float
     probe: linear_probe.Selection
@@ -98,6 +100,7 @@ class _Look:
         return {
             "learning_rate": self.learning_rate,
             "update": self.update,
+            "wise_ft": self.wise_ft,
             "zero_shot_val_accuracy": self.val_accuracy,
             "zero_shot_val_loss": self.val_loss,
             "linear_probe_val_accuracy": self.probe.val_accuracy,
@@ -110,6 +113,7 @@ class _Look:
         return {
             "learning_rate": self.learning_rate,
             "update": self.update,
+            "wise_ft": self.wise_ft,
             "val_accuracy": float(self.val_accuracy),
             "val_loss": self.val_loss,
             "train_features": torch.from_numpy(self.train_features),
@@ -146,6 +150,7 @@ class _Work:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: _Best = field(default_factory=_Best)
     images_seen: int = 0
+    images_per_pass: int | None = None
 
     def __post_init__(self) -> None:
         self.classifier = Classifier(self.clip, self.task.class_weights.to(self.clip.device), self.settings.precision)
@@ -154,7 +159,7 @@ class _Work:
         """Train, and give what validation prefers for zero-shot and for the probe."""
         plan = recipe.plan(self.settings, len(train) if train else 0)
         if train is None or not plan.updates:
-            self._look(0.0, 0, None)
+            self._look(0.0, 0, 1.0, None)
         else:
             with self.checkpoint.heeding_sigterm() if self.checkpoint else nullcontext():
                 self._train(train, plan)
@@ -163,7 +168,8 @@ class _Work:
             rates = ", ".join(f"{rate:g}" for rate in self.settings.learning_rates)
             raise UsageError(f"training diverged at every learning rate ({rates}); set smaller finetune.learning_rates")
         for name, look in (("zero_shot", zero_shot), ("linear_probe", probed)):
-            self.history.append({"chosen_for": name, "learning_rate": look.learning_rate, "update": look.update})
+            at = {"learning_rate": look.learning_rate, "update": look.update, "wise_ft": look.wise_ft}
+            self.history.append({"chosen_for": name} | at)
         return zero_shot, probed
 
     def test(self, zero_shot: _Look, probed: _Look) -> tuple[np.ndarray, np.ndarray]:
@@ -190,12 +196,12 @@ class _Work:
         first = saved["rate"] if saved else 0
         for index, rate in enumerate(self.settings.learning_rates[first:], start=first):
             self.classifier.load_state_dict(start)
-            learner = Learner(self.classifier, train, self.settings, plan, rate, self.seed)
+            learner = Learner(self.classifier, train, self.settings, plan, rate, self.seed, self.images_per_pass)
             looked = self._resume(saved, learner) if saved else 0
             saved = None
-            self._descend(learner, plan, index, looked)
+            self._descend(learner, plan, index, looked, start)
 
-    def _descend(self, learner: Learner, plan: recipe.Plan, index: int, looked: int) -> None:
+    def _descend(self, learner: Learner, plan: recipe.Plan, index: int, looked: int, start: dict[str, Tensor]) -> None:
         """To the end of the plan, with the looks after `looked`; it ends early where the loss is no longer a number."""
         rate = self.settings.learning_rates[index]
         while True:
@@ -206,11 +212,34 @@ class _Work:
                 if not math.isfinite(loss):
                     self.history.append({"learning_rate": rate, "update": learner.update, "diverged": True})
                     return
-                self._look(rate, learner.update, loss)
+                self._looks(rate, learner.update, loss, start)
             elif learner.update < plan.updates:
                 self.images_seen += learner.step()
+                self._note_passes(learner)
             else:
                 return
+
+    def _note_passes(self, learner: Learner) -> None:
+        """Say once that memory was too small for a whole batch, and go on so at the next rate."""
+        if learner.images_per_pass < (self.images_per_pass or self.settings.batch_size):
+            self.images_per_pass = learner.images_per_pass
+            self.history.append({"update": learner.update, "images_per_pass": learner.images_per_pass})
+            print(
+                f"rog: memory is too small for a batch of {self.settings.batch_size}; it goes through in passes of "
+                f"{learner.images_per_pass}, which changes speed alone",
+                file=sys.stderr,
+            )
+
+    def _looks(self, rate: float, update: int, train_loss: float, start: dict[str, Tensor]) -> None:
+        """Measure the classifier as it is, or each of its mixtures with what it was at `start`; it is left as it is."""
+        if self.settings.wise_ft == (1.0,):
+            self._look(rate, update, 1.0, train_loss)
+            return
+        tuned = _copied(self.classifier.state_dict())
+        for alpha in self.settings.wise_ft:
+            self.classifier.load_state_dict(interpolated(start, tuned, alpha))
+            self._look(rate, update, alpha, train_loss)
+        self.classifier.load_state_dict(tuned)
 
     def _state(self, index: int, learner: Learner, looked: int) -> dict[str, Any]:
         looks = [look.packed() if look else None for look in (self.best.zero_shot, self.best.probed)]
@@ -220,6 +249,7 @@ class _Work:
             "learner": learner.state(),
             "history": json.dumps(self.history),
             "images_seen": self.images_seen,
+            "images_per_pass": self.images_per_pass,
             "looks": looks[:1] if self.best.zero_shot is self.best.probed else looks,
         }
 
@@ -227,6 +257,8 @@ class _Work:
         """Be where `saved` was; the update of the last look at this rate."""
         learner.resume(saved["learner"])
         self.history, self.images_seen = json.loads(saved["history"]), saved["images_seen"]
+        self.images_per_pass = saved["images_per_pass"]
+        learner.images_per_pass = self.images_per_pass or learner.images_per_pass
         looks = [self._unpacked(packed) if packed else None for packed in saved["looks"]]
         self.best = _Best(looks[0], looks[-1])
         return int(saved["looked"])
@@ -236,7 +268,7 @@ class _Work:
         state = {name: value.to(self.clip.device) for name, value in packed["state"].items()}
         return _Look(**packed | features | {"state": state, "probe": self._selection(**features)})
 
-    def _look(self, rate: float, update: int, train_loss: float | None) -> None:
+    def _look(self, rate: float, update: int, alpha: float, train_loss: float | None) -> None:
         """Measure the classifier as it is on validation, and keep it where it is the best so far."""
         val = self.task.val
         val_x = features_of(self.classifier, val.images)
@@ -250,13 +282,21 @@ class _Work:
         selection = self._selection(train_features, val_features)
         right = accuracy(logits.numpy(), val.labels)
         state = _copied(self.classifier.state_dict())
-        look = _Look(rate, update, right, loss, selection, train_features, val_features, state)
+        look = _Look(rate, update, alpha, right, loss, selection, train_features, val_features, state)
         self.history.append(look.row() | {"train_loss": train_loss})
         self.best.offer(look)
 
     def _selection(self, train_features: np.ndarray, val_features: np.ndarray) -> linear_probe.Selection:
         y, val_y, classes = self.task.train.labels, self.task.val.labels, self.task.n_classes
         return linear_probe.select(train_features, y, val_features, val_y, classes, self.probe.inverse_regularisation)
+
+
+def interpolated(start: dict[str, Tensor], tuned: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """(1 − α) `start` + α `tuned`, weight by weight (WiSE-FT, arXiv 2109.01903); what is no real number stays as it was tuned."""
+    return {
+        name: torch.lerp(start[name], value, alpha) if value.is_floating_point() else value
+        for name, value in tuned.items()
+    }
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

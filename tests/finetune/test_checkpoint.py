@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,11 +62,11 @@ def test_stopped_at_every_one_of_fifty_updates_it_ends_in_the_same_bits(
     whole = train(small, settings)
     step, stops = recipe.Descent.step, 0
 
-    def terminated(descent: recipe.Descent, loss: torch.Tensor) -> None:
+    def terminated(descent: recipe.Descent, given: Iterable[torch.Tensor]) -> None:
         nonlocal stops
         stops += 1
         os.kill(os.getpid(), signal.SIGTERM)
-        step(descent, loss)
+        step(descent, given)
 
     monkeypatch.setattr(recipe.Descent, "step", terminated)
     outcome = None
@@ -82,11 +83,11 @@ def test_saved_now_and_then_it_goes_on_from_what_was_saved_last(
     settings = FinetuneSettings(updates=10, batch_size=4, evaluations=2, learning_rates=(1e-3,), precision="float32")
     whole, step, made = train(small, settings), recipe.Descent.step, []
 
-    def dies(descent: recipe.Descent, loss: torch.Tensor) -> None:
+    def dies(descent: recipe.Descent, given: Iterable[torch.Tensor]) -> None:
         made.append(descent.update)
         if len(made) == 9:
             raise KeyboardInterrupt
-        step(descent, loss)
+        step(descent, given)
 
     monkeypatch.setattr(recipe.Descent, "step", dies)
     with pytest.raises(KeyboardInterrupt):

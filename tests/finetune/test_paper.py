@@ -7,6 +7,7 @@ crops, and the gradients that torch's autograd gives; nothing else.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import open_clip
 import pytest
@@ -73,9 +74,10 @@ def test_each_update_is_that_of_the_reference(
     losses: list[float] = []
     step = recipe.Descent.step
 
-    def seen(descent: recipe.Descent, loss: Tensor) -> None:
+    def seen(descent: recipe.Descent, given: Iterable[Tensor]) -> None:
+        (loss,) = given
         losses.append(loss.item())
-        step(descent, loss)
+        step(descent, [loss])
 
     monkeypatch.setattr(recipe.Descent, "step", seen)
     outcome = finetune(clip, coloured(23, seed=4), task, settings, ProbeSettings(), seed=SEED)

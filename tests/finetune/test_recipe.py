@@ -33,7 +33,7 @@ def test_updates_are_those_of_a_few_lines_written_apart(updates: int, fraction: 
     theta = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     descent = Descent([([theta], 1.0)], plan(settings, 5), 0.2, settings.weight_decay)
     for _ in range(updates):
-        descent.step(((theta - torch.from_numpy(TARGET)) ** 4).sum())
+        descent.step([((theta - torch.from_numpy(TARGET)) ** 4).sum()])
     expected = reference(updates, round(fraction * updates), 0.2, 0.1)
     np.testing.assert_allclose(theta.detach().numpy(), expected, rtol=1e-6)
 
@@ -41,7 +41,7 @@ def test_updates_are_those_of_a_few_lines_written_apart(updates: int, fraction: 
 def test_a_group_has_its_factor_of_the_rate() -> None:
     slow, fast = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
     descent = Descent([([slow], 1.0), ([fast], 10.0)], plan(FinetuneSettings(updates=5), 5), 1e-3, 0.0)
-    descent.step(slow.sum() + fast.sum())
+    descent.step([slow.sum(), fast.sum()])
     assert fast.item() == pytest.approx(10 * slow.item(), rel=1e-4)
 
 

@@ -83,7 +83,8 @@ def test_each_use_gets_the_rate_and_moment_that_validation_prefers(
     assert outcome.images_seen == 2 * 6 * 8
     for choice, use in ((zero_shot, "zero_shot"), (probed, "linear_probe")):
         best = max(looks, key=lambda look: (look[f"{use}_val_accuracy"], -look[f"{use}_val_loss"]))
-        assert choice == {"chosen_for": use, "learning_rate": best["learning_rate"], "update": best["update"]}
+        at = {"learning_rate": best["learning_rate"], "update": best["update"], "wise_ft": 1.0}
+        assert choice == {"chosen_for": use} | at
     assert zero_shot["learning_rate"] == 1e-3
 
 
