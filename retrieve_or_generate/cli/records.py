@@ -131,18 +131,31 @@ def _task_lines(rows: list[dict[str, Any]]) -> list[str]:
     return [*lines, *("{task:<14} {classes:>7} {train:>8} {val:>6} {test:>6}  {files}".format(**row) for row in rows)]
 
 
-def models(as_json: AsJson = False) -> None:
-    """List the CLIP models that have a name.
+def models(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="name, folder or file to load and describe", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the models that have a name, or describe one.
 
-    The pocket one, and those that open_clip downloads. A folder that open_clip can load is a model, too, and hf-hub:ORG/REPO.
+    The pocket one, and those that open_clip and timm (timm:NAME) download. A model is also a folder that one of them can load,
+    hf-hub:ORG/REPO, or a file of weights, ARCH/FILE#SHA256. Describing MODEL loads it: size, normalisation, features, checksum.
 
     \b
-    Example:  rog models | grep ViT-B-16
+    Examples:
+      rog models | grep ViT-B-16
+      rog models trials/digits-100/model
     """
-    import open_clip
+    from retrieve_or_generate.models.listing import describe, model_names
 
-    names = ["pocket", *("/".join(pair) for pair in open_clip.list_pretrained())]
-    emit("\n".join(names), {"models": names}, as_json)
+    if model is None:
+        names = model_names()
+        emit("\n".join(names), {"models": names}, as_json)
+        return
+    found = describe(model)
+    emit("\n".join(f"{name:<17} {value}" for name, value in found.items()), found, as_json)
 
 
 def doctor(as_json: AsJson = False) -> None:

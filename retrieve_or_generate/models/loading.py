@@ -53,7 +53,7 @@ def load_model(name: str = "pocket", device: str = "cpu") -> ImageModel:
 
 def _load_open_clip(files: ModelFiles) -> Clip:
     if ":" not in files.source:
-        _check_names(files)
+        check_names(files)
     pretrained = str(files.file) if files.file and not files.folder else files.tag
     own = _preprocessing(files.source) if files.file and not files.folder else {}
 
@@ -69,7 +69,7 @@ def _load_open_clip(files: ModelFiles) -> Clip:
     return Clip(files.name, network.eval(), tokenizer, files.fingerprint, config)
 
 
-def _check_names(files: ModelFiles) -> None:
+def check_names(files: ModelFiles) -> None:
     """`UsageError` for an architecture or tag that open_clip does not have, or a tag that was trained with another activation."""
     architecture, tag = files.source, files.tag
     if architecture not in open_clip.list_models():

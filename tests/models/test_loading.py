@@ -150,17 +150,17 @@ def test_weights_that_do_not_go_with_the_architecture(name: str, told: str) -> N
 
 
 def test_every_published_name_is_taken_or_has_a_twin_that_is() -> None:
-    from retrieve_or_generate.models.loading import _check_names
+    from retrieve_or_generate.models.loading import check_names
 
     refused = []
     for architecture, tag in open_clip.list_pretrained():
         try:
-            _check_names(find_model(f"{architecture}/{tag}"))
+            check_names(find_model(f"{architecture}/{tag}"))
         except UsageError as error:
             refused.append((f"{architecture}/{tag}", str(error).rsplit("give ", 1)[1]))
     assert ("ViT-L-14/openai", "ViT-L-14-quickgelu/openai") in refused
     for _, twin in refused:
-        _check_names(find_model(twin))
+        check_names(find_model(twin))
 
 
 def test_a_file_of_weights_is_normalised_as_its_architecture_is() -> None:
