@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.experiment import Experiment, dump_experiment, load_experiment, parse_experiment
 
 SHIPPED = sorted((Path(__file__).parents[1] / "experiments").rglob("*.yaml"))
+_MAIN = "from retrieve_or_generate.cli import main; main()"
 
 
 def test_the_pocket_file_says_what_no_file_means() -> None:
@@ -25,6 +30,55 @@ def test_every_shipped_file_is_valid_and_says_how_to_run_it(path: Path) -> None:
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for word in ("command:", "machine:", "time:", "quick:", "expected:"):
         assert any(line.startswith(f"# {word}") for line in head), f"{path.name}: no '# {word}' in its head"
+
+
+PAPER = [path for path in SHIPPED if path.parent.name == "unmet_promise"]
+
+
+def _quick(path: Path) -> list[str]:
+    """The words of the quick command in a file's head, without `rog`: what follows "quick:", and lines of further options."""
+    lines = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    start = next(row for row, line in enumerate(lines) if line.startswith("quick:"))
+    more = takewhile(lambda line: line.startswith("--"), lines[start + 1 :])
+    return shlex.split(" ".join([lines[start].removeprefix("quick:"), *more]))[1:]
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_the_papers_settings_are_those_of_the_paper(path: Path) -> None:
+    e = load_experiment(path)
+    assert (e.model, e.retrieve.model) == ("ViT-B-16/laion2b_s34b_b88k", "ViT-L-14-quickgelu/openai")
+    assert e.generator == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    how = e.synthesize
+    assert (how.scheduler, how.num_inference_steps, how.guidance_scale, how.eta) == ("DDIMScheduler", 50, 2.0, 0.0)
+    assert (how.resolution, how.stored_size, how.prompts.strategy) == (512, 256, "llm")
+    assert (how.prompts.temperature, how.prompts.top_p) == (0.8, 0.9)
+    assert (e.curate.keep_fraction, e.curate.class_cap) == (0.3, 10_000)
+    assert (e.finetune.recipe, e.finetune.batch_size, e.finetune.weight_decay) == ("paper", 512, 0.1)
+    assert e.finetune.epochs == e.finetune.evaluations == (10 if path.stem == "imagenet" else 30)
+    assert e.seeds == 3
+    assert {"none", "retrieved", "synthetic"} <= set(e.sources)
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_the_papers_quick_forms_run_on_the_pocket_world(path: Path) -> None:
+    verb, file, *options = _quick(path)
+    assert (verb, file) == ("compare", f"experiments/unmet_promise/{path.name}")
+    overrides = tuple(value for option, value in zip(options[::2], options[1::2], strict=True) if option == "--set")
+    e = load_experiment(path, overrides)
+    assert {e.pool, e.model, e.generator, e.retrieve.model} == {"pocket"}
+    assert set(e.tasks) <= {"digits", "textures", "aircraft"}
+    assert (e.finetune.recipe, e.retrieve.strategy) == ("paper", load_experiment(path).retrieve.strategy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_the_papers_quick_forms_end_with_a_verdict(path: Path, tmp_path: Path) -> None:
+    words = _quick(path)
+    words[1], words[words.index("--out") + 1] = str(path), str(tmp_path / "run")
+    done = subprocess.run([sys.executable, "-c", _MAIN, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "No claim" in done.stdout  # one seed carries none
+    assert (tmp_path / "run/report.html").is_file()
 
 
 def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
