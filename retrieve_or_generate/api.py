@@ -193,7 +193,7 @@ def finetune(
         return done
     if out.exists() and not is_only_checkpoint(out, checkpoint):
         raise UsageError(f"{out}: not empty, and not this trial; choose another --out")
-    clip = load_model(experiment.model, device)
+    clip = load_model(experiment.finetuned_model, device)
     images = _images(image_set, plan, clip) if image_set else None
     how, probe, at = experiment.finetune, experiment.linear_probe, plan.seed_value
     outcome = adapt(clip, images, task_images(wanted, clip), how, probe, seed=at, checkpoint=checkpoint)
@@ -216,7 +216,7 @@ def _plan(experiment: Experiment, task: Task, image_set: ImageSet | None, scale:
     size = (scale or int(image_set.counts().sum())) if image_set else 1
     grid = experiment.model_copy(update={"sources": (source,), "scales": (size,), "seeds": seed + 1})
     drawn = {(task.name, source): image_set} if image_set else {}
-    return plan_trials(grid, {task.name: task}, drawn, clip_fingerprint(experiment.model))[-1]
+    return plan_trials(grid, {task.name: task}, drawn, clip_fingerprint(experiment.finetuned_model))[-1]
 
 
 def _images(image_set: ImageSet, plan: TrialPlan, clip: ImageModel) -> LabelledImages:
@@ -255,7 +255,8 @@ def status(run: Path) -> dict[str, Any]:
     if not left:
         drawn = sets.open_sets(run, named, experiment)
         done = sum(
-            is_done(run, trial) for trial in plan_trials(experiment, named, drawn, clip_fingerprint(experiment.model))
+            is_done(run, trial)
+            for trial in plan_trials(experiment, named, drawn, clip_fingerprint(experiment.finetuned_model))
         )
     made = len(named) * len(trained)
     return {

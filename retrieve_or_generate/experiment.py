@@ -141,6 +141,11 @@ class Experiment(Settings):
             }
         )
 
+    @property
+    def finetuned_model(self) -> str:
+        """The model that trials adapt and measure."""
+        return self.finetune.model or self.model
+
     def at_random(self) -> Experiment:
         """The same, but for synthetic images that are selected at random."""
         selection = SelectionSettings(rule="random", over=self.synthesize.selection.over)

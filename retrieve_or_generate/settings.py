@@ -317,6 +317,9 @@ class CurateSettings(Settings):
 class FinetuneSettings(Settings):
     """How CLIP is adapted to a training set."""
 
+    model: str | None = Field(
+        None, description="what is fine-tuned, with a text tower or without (timm:NAME); null: the experiment's model"
+    )
     recipe: Literal["equal_updates", "paper"] = Field(
         "equal_updates",
         description="equal updates at all scales; paper: 30 epochs, 500 warm-up steps, batch 512, rates 5e-4, 1e-5, 1e-6, a look "

@@ -114,7 +114,7 @@ def _run(run: _Run, key: str) -> None:
         run.work(what, units, partial(sets.prepare, index_folder=run.index_folder))
         check_scales(run.experiment, run.tasks, sets.retrieved_sets(run.out, run.tasks))
     drawn = sets.open_sets(run.out, run.tasks, run.experiment)
-    grid = plan_trials(run.experiment, run.tasks, drawn, clip_fingerprint(run.experiment.model))
+    grid = plan_trials(run.experiment, run.tasks, drawn, clip_fingerprint(run.experiment.finetuned_model))
     run.work("trials", [Unit(t.name, t, cost=t.scale) for t in grid if not trials.is_done(run.out, t)], trials.prepare)
     write_results(run.out, grid)
     write_stages(run.out)

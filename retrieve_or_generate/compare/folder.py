@@ -95,6 +95,7 @@ def inputs_key(experiment: Experiment, tasks: dict[str, Task]) -> str:
             "tasks": [task.fingerprint for task in tasks.values()],
             "pool": _pool_fingerprint(experiment),
             "model": clip_fingerprint(experiment.model),
+            "finetuned": clip_fingerprint(experiment.finetuned_model),
             "generators": [generator_fingerprint(name) for name in generators],
             "prompts": [_rests_on(experiment.variant(source).synthesize.prompts) for source in experiment.sources],
             "descriptor": find_descriptor(experiment.curate).record,

@@ -51,9 +51,11 @@ class TrialPlan:
 
 
 def plan_trials(
-    experiment: Experiment, tasks: Mapping[str, Task], sets: Mapping[tuple[str, str], ImageSet], clip_fingerprint: str
+    experiment: Experiment, tasks: Mapping[str, Task], sets: Mapping[tuple[str, str], ImageSet], fingerprint: str
 ) -> list[TrialPlan]:
     """All trials of the grid; off the shelf is one trial a task. `UsageError` names a class that is too small.
+
+    `fingerprint` is that of the model that is fine-tuned.
 
     A class that one source leaves out is left out of all, by name in the trials' configuration; labels stay the task's.
     """
@@ -62,8 +64,8 @@ def plan_trials(
         shared = {
             "version": _VERSION,
             "task": {"name": name, "fingerprint": task.fingerprint},
-            "model": {"name": experiment.model, "fingerprint": clip_fingerprint},
-            "finetune": experiment.finetune.model_dump(mode="json", exclude={"checkpoint_every"}),
+            "model": {"name": experiment.finetuned_model, "fingerprint": fingerprint},
+            "finetune": experiment.finetune.model_dump(mode="json", exclude={"checkpoint_every", "model"}),
             "linear_probe": experiment.linear_probe.model_dump(mode="json"),
         }
         if "none" in experiment.sources:

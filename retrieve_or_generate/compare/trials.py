@@ -21,7 +21,7 @@ from retrieve_or_generate.store import read_seal
 
 if TYPE_CHECKING:
     from retrieve_or_generate.finetune import LabelledImages, TaskImages
-    from retrieve_or_generate.models import Clip
+    from retrieve_or_generate.models import ImageModel
 
 
 @dataclass
@@ -30,7 +30,7 @@ class _Bench:
 
     out: Path
     experiment: Experiment
-    clip: Clip
+    clip: ImageModel
     tasks: dict[str, TaskImages] = field(default_factory=dict)
     sets: dict[tuple[str, str], tuple[ImageSet, dict[str, int], np.ndarray]] = field(default_factory=dict)
 
@@ -70,10 +70,10 @@ def prepare(out: Path, experiment: Experiment, device: str) -> Callable[[TrialPl
     """What a worker does once."""
     import torch
 
-    from retrieve_or_generate.models import load_clip
+    from retrieve_or_generate.models import load_model
 
     torch.set_num_threads(1)
-    return partial(_run, _Bench(out, experiment, load_clip(experiment.model, device)))
+    return partial(_run, _Bench(out, experiment, load_model(experiment.finetuned_model, device)))
 
 
 def _run(bench: _Bench, trial: TrialPlan) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from retrieve_or_generate.compare.plan import check_scales, plan_trials
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.experiment import Experiment
+from retrieve_or_generate.experiment import Experiment, parse_experiment
 from retrieve_or_generate.tasks import Task
 
 
@@ -49,3 +49,14 @@ def test_without_exclusions_nothing_is_said_of_them() -> None:
 def test_a_scale_that_the_other_classes_cannot_fill_names_who_is_left_out() -> None:
     with pytest.raises(UsageError, match=r"share only 3 images \(fewest of 'wren': 1 in retrieved; left out: rook\)"):
         check_scales(GRID, {"birds": TASK}, {"birds": _set([2, 0, 1], ("rook",))})
+
+
+def test_trials_follow_from_the_model_that_is_fine_tuned() -> None:
+    def planned(**finetune: Any) -> Any:
+        grid = parse_experiment({"tasks": ["birds"], "sources": ["none"], "finetune": finetune})
+        return plan_trials(grid, {"birds": TASK}, {}, "weights")[0]
+
+    own, another = planned(), planned(model="timm:resnet50")
+    assert own.config["model"] == {"name": "pocket", "fingerprint": "weights"}
+    assert another.config["model"] == {"name": "timm:resnet50", "fingerprint": "weights"}
+    assert planned(model="pocket").key == own.key != another.key
