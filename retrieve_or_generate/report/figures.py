@@ -20,6 +20,7 @@ _REASON_COLOURS = (
     *("#882255", "#aa4466", "#664444", "#777799", "#999999", "#b08d57", "#c7b299", "#bbbbbb"),
     *("#cc6677", "#a08bc4", "#ddaa33", "#bfd3e6", "#9fc5b5", "#dddddd", "#5d5d9d", "#222222"),
 )
+_BESIDE = 1.035  # from one source to the next, so that points at one scale do not hide each other
 _STAGE_COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#999999", "#f0e442")
 
 
@@ -82,13 +83,14 @@ def _accuracy_axes(axes: Axes, scores: dict[tuple[str, str, int], pd.Series], ta
     axes.set_xscale("log")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     ends = {}
+    middle = (len(trained) - 1) / 2
     for index, source in enumerate(trained):
-        ends[source] = _curve(axes, source, 1.035 ** (index - (len(trained) - 1) / 2), mine[source])
+        ends[source] = _curve(axes, source, _BESIDE ** (index - middle), mine[source])
     if "none" in mine:
         ends["none"] = float(mine["none"][0].mean())
         axes.axhline(ends["none"], color=colour_of("none"), linestyle=(0, (4, 3)), linewidth=1.2)
     if scales:
-        margin = 1.12 * (scales[-1] / scales[0]) ** 0.04
+        margin = max(1.12, _BESIDE ** (middle + 1)) * (scales[-1] / scales[0]) ** 0.04
         axes.set_xlim(scales[0] / margin, scales[-1] * margin)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(scales, [f"{scale:,}" for scale in scales])

@@ -187,7 +187,7 @@ def _equivalences(results: pd.DataFrame, tasks: Sequence[str], pair: Pair) -> li
         for a, b in (pair, pair[::-1]):
             scales = sorted(scale for name, source, scale in scores if (name, source) == (task, a))
             goals = [scale for name, source, scale in scores if (name, source) == (task, b)]
-            if not scales or not goals:
+            if not scales or not goals or len({*scales, *goals}) < 2:  # no curve to read from
                 continue
             columns = [scores[task, a, scale] for scale in scales] + [scores[task, b, max(goals)]]
             paired = pd.concat(columns, axis=1, join="inner").dropna().to_numpy().T  # (scales + 1, seeds)
