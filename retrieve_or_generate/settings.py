@@ -331,6 +331,10 @@ class FinetuneSettings(Settings):
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (3e-4,), min_length=1, description="tried in turn, chosen on val"
     )
+    loss: Literal["cross_entropy", "contrastive"] = Field(
+        "cross_entropy",
+        description="of the head; contrastive: images against captions of their classes, the text tower trained too (FLYP)",
+    )
     head_learning_rate_factor: float = Field(1.0, gt=0, description="head's rate relative to the tower's")
     weight_decay: float = Field(0.1, ge=0, description="AdamW")
     warmup_fraction: float = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 import numpy as np
@@ -41,6 +41,8 @@ class TaskImages:
     train: LabelledImages
     val: LabelledImages
     test: LabelledImages
+    class_names: tuple[str, ...] = field(default=(), kw_only=True)
+    templates: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def n_classes(self) -> int:
@@ -50,7 +52,8 @@ class TaskImages:
 def task_images(task: Task, clip: ImageModel) -> TaskImages:
     """Decode the splits of `task` at the size of `clip` and make its classifier."""
     splits = {name: _decoded(task, name, clip.image_size) for name in get_args(SplitName)}
-    return TaskImages(clip.class_weights(task.class_names, as_functions(task.templates)), **splits)
+    weights = clip.class_weights(task.class_names, as_functions(task.templates))
+    return TaskImages(weights, **splits, class_names=task.class_names, templates=task.templates)
 
 
 def _decoded(task: Task, name: SplitName, size: int) -> LabelledImages:

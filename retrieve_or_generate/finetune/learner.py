@@ -14,6 +14,7 @@ from retrieve_or_generate.endings import is_out_of_memory
 from retrieve_or_generate.finetune import recipe
 from retrieve_or_generate.finetune.augment import cropped, shifted
 from retrieve_or_generate.finetune.classifier import Classifier
+from retrieve_or_generate.finetune.contrastive import Paired
 from retrieve_or_generate.finetune.data import LabelledImages
 from retrieve_or_generate.models import plain_attention
 from retrieve_or_generate.seeds import seed_for
@@ -41,10 +42,11 @@ class Learner:
         self.labels = torch.from_numpy(train.labels).to(classifier.device)
         self.order = recipe.batches(settings, len(train), seed)
         self.draw = torch.Generator().manual_seed(seed_for("finetune", "augmentation", seed))
-        groups = [
-            (list[Tensor](classifier.tower.parameters()), 1.0),
-            (list[Tensor](classifier.head.parameters()), settings.head_learning_rate_factor),
-        ]
+        groups = [(list[Tensor](classifier.tower.parameters()), 1.0)]
+        if isinstance(classifier, Paired):
+            groups.append((list[Tensor](classifier.text.parameters()), 1.0))
+        else:
+            groups.append((list[Tensor](classifier.head.parameters()), settings.head_learning_rate_factor))
         self.descent = recipe.Descent(groups, plan, rate, settings.weight_decay)
         self.images_per_pass = images_per_pass or settings.batch_size
         self._losses: list[Tensor] = []
@@ -59,35 +61,43 @@ class Learner:
         rows = torch.from_numpy(next(self.order)).to(self.labels.device)
         images, labels = self.images[rows], self.labels[rows]
         augmented = cropped(images, self.draw) if self.settings.recipe == "paper" else shifted(images, self.draw)
-        while not self._fits(augmented, labels):
+        paired = self.classifier if isinstance(self.classifier, Paired) else None
+        targets = paired.drawn_captions(labels, self.draw) if paired else labels
+        while not self._fits(augmented, targets):
             self.images_per_pass = math.ceil(min(self.images_per_pass, len(labels)) / 2)
+        if paired:
+            paired.bound_scale()
         return len(labels)
 
-    def _fits(self, images: Tensor, labels: Tensor) -> bool:
+    def _fits(self, images: Tensor, targets: Tensor) -> bool:
         """Make the update, or find that passes of this size are too large for the memory; then nothing has changed.
 
-        No part of the network looks across images, so passes change the gradient by no more than rounding.
+        No part of the network looks across images, so passes change the gradient by no more than rounding. `targets` are labels,
+        or captions.
         """
         parts: list[Tensor] = []
         try:
-            with plain_attention(labels.device):
-                self.descent.step(self._losses_of(images, labels, parts))
+            with plain_attention(images.device):
+                self.descent.step(self._losses_of(images, targets, parts))
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or min(self.images_per_pass, len(labels)) == 1:
+            if not is_out_of_memory(error) or min(self.images_per_pass, len(images)) == 1:
                 raise
         else:
             self._losses.append(torch.stack(parts).sum())  # a tensor, so that no device has to be waited for
             return True
         self.descent.optimizer.zero_grad()
-        if labels.device.type == "cuda":
+        if images.device.type == "cuda":
             torch.cuda.empty_cache()
         return False
 
-    def _losses_of(self, images: Tensor, labels: Tensor, parts: list[Tensor]) -> Iterator[Tensor]:
-        """The mean cross-entropy of the batch in parts, one a pass; their values go to `parts`."""
-        passes = zip(images.split(self.images_per_pass), labels.split(self.images_per_pass), strict=True)
+    def _losses_of(self, images: Tensor, targets: Tensor, parts: list[Tensor]) -> Iterator[Tensor]:
+        """The mean loss of the batch in parts, one a pass; their values go to `parts`."""
+        if isinstance(self.classifier, Paired):
+            yield from self.classifier.losses_in_passes(images, targets, self.images_per_pass, parts)
+            return
+        passes = zip(images.split(self.images_per_pass), targets.split(self.images_per_pass), strict=True)
         for some, theirs in passes:
-            loss = F.cross_entropy(self.classifier(some), theirs) * (len(theirs) / len(labels))
+            loss = F.cross_entropy(self.classifier(some), theirs) * (len(theirs) / len(targets))
             parts.append(loss.detach())
             yield loss
 

@@ -38,7 +38,7 @@ def save_model(
     """Write `model` with the `state` of a `Classifier` that was trained from it; the files that were written."""
     assert all(name.startswith(("tower.", "head.")) for name in state), "what else was trained would be lost"
     folder.mkdir(parents=True, exist_ok=True)
-    files = model.save(folder, _below("tower.", state))
+    files = model.save(folder, _below("tower.", state), _below("text.", state))
     with durable_file(folder / HEAD) as path:
         save_file({name: value.cpu().clone().contiguous() for name, value in _below("head.", state).items()}, path)
     write_json(folder / CLASSES, {"class_names": list(class_names), "templates": list(templates)})

@@ -25,6 +25,7 @@ from retrieve_or_generate.evaluate.zero_shot import accuracy
 from retrieve_or_generate.finetune import recipe
 from retrieve_or_generate.finetune.checkpoint import Checkpoint
 from retrieve_or_generate.finetune.classifier import Classifier, features_of
+from retrieve_or_generate.finetune.contrastive import Paired
 from retrieve_or_generate.finetune.data import LabelledImages, TaskImages
 from retrieve_or_generate.finetune.learner import Learner
 from retrieve_or_generate.finetune.trial import TrialOutcome
@@ -153,7 +154,12 @@ class _Work:
     images_per_pass: int | None = None
 
     def __post_init__(self) -> None:
-        self.classifier = Classifier(self.clip, self.task.class_weights.to(self.clip.device), self.settings.precision)
+        weights = self.task.class_weights.to(self.clip.device)
+        if self.settings.loss == "contrastive":
+            said = self.task.class_names, self.task.templates
+            self.classifier: Classifier = Paired(self.clip, weights, *said, self.settings.precision)
+        else:
+            self.classifier = Classifier(self.clip, weights, self.settings.precision)
 
     def choose(self, train: LabelledImages | None) -> tuple[_Look, _Look]:
         """Train, and give what validation prefers for zero-shot and for the probe."""
@@ -270,6 +276,8 @@ class _Work:
 
     def _look(self, rate: float, update: int, alpha: float, train_loss: float | None) -> None:
         """Measure the classifier as it is on validation, and keep it where it is the best so far."""
+        if isinstance(self.classifier, Paired):
+            self.classifier.rebuild_head()
         val = self.task.val
         val_x = features_of(self.classifier, val.images)
         with torch.inference_mode():

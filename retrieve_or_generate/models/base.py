@@ -59,8 +59,11 @@ class ImageModel(nn.Module, ABC):
         """(d, classes) float32, unit columns: where a head of these classes starts."""
 
     @abstractmethod
-    def save(self, folder: Path, tower: dict[str, Tensor]) -> list[Path]:
-        """Write this model with another state of its tower to `folder`, as its library reads one; the files."""
+    def save(self, folder: Path, tower: dict[str, Tensor], text: dict[str, Tensor] | None = None) -> list[Path]:
+        """Write this model with another state of its tower to `folder`, as its library reads one; the files.
+
+        `text` is the state of all else of a CLIP model, where that was trained too.
+        """
 
 
 @contextmanager

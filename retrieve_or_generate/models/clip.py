@@ -60,9 +60,9 @@ class Clip(ImageModel):
             )
         return weights.float().clone()
 
-    def save(self, folder: Path, tower: dict[str, Tensor]) -> list[Path]:
+    def save(self, folder: Path, tower: dict[str, Tensor], text: dict[str, Tensor] | None = None) -> list[Path]:
         """As `open_clip.create_model("local-dir:FOLDER")` reads it: configuration, all weights, and a tokenizer of its own."""
-        state = self.network.state_dict() | {f"visual.{name}": value for name, value in tower.items()}
+        state = self.network.state_dict() | (text or {}) | {f"visual.{name}": value for name, value in tower.items()}
         write_json(
             folder / CLIP_CONFIG,
             {"model_cfg": self.config, "preprocess_cfg": open_clip.get_model_preprocess_cfg(self.network)},

@@ -63,7 +63,7 @@ class TimmModel(ImageModel):
             columns.append(F.normalize(torch.randn(self.embed_dim, generator=draw), dim=0))
         return torch.stack(columns, dim=1).to(self.device)
 
-    def save(self, folder: Path, tower: dict[str, Tensor]) -> list[Path]:
+    def save(self, folder: Path, tower: dict[str, Tensor], text: dict[str, Tensor] | None = None) -> list[Path]:
         """As `timm.create_model("local-dir:FOLDER", pretrained=True)` reads it, without a head."""
         folder.mkdir(parents=True, exist_ok=True)
         with durable_file(folder / TIMM_CONFIG) as path:
