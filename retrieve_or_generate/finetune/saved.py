@@ -36,7 +36,7 @@ def save_model(
     folder: Path, model: ImageModel, state: Mapping[str, Tensor], class_names: Sequence[str], templates: Sequence[str]
 ) -> list[Path]:
     """Write `model` with the `state` of a `Classifier` that was trained from it; the files that were written."""
-    assert all(name.startswith(("tower.", "head.")) for name in state), "what else was trained would be lost"
+    assert all(name.startswith(("tower.", "text.", "head.")) for name in state), "what else was trained would be lost"
     folder.mkdir(parents=True, exist_ok=True)
     files = model.save(folder, _below("tower.", state), _below("text.", state))
     with durable_file(folder / HEAD) as path:
