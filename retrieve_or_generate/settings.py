@@ -375,10 +375,17 @@ _PAPER_FINETUNE: dict[str, Any] = {  # 2406.05184, section D.4, and its released
 
 
 class ProbeSettings(Settings):
-    """Multinomial regression on frozen features of the task's own training images."""
+    """A linear classifier on frozen features of the task's own training images."""
 
+    recipe: Literal["regression", "paper"] = Field(
+        "regression", description="multinomial regression solved for each C; paper: a layer trained by AdamW"
+    )
     inverse_regularisation: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.1, 1.0, 10.0, 100.0, 1000.0),
         min_length=1,
         description="C of scikit-learn's LogisticRegression, chosen on val",
     )
+    learning_rate: float = Field(1e-2, gt=0, description="AdamW's peak (recipe: paper; 1e-3 for its ImageNet)")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's (recipe: paper; 0 for its ImageNet)")
+    epochs: int = Field(200, ge=1, description="passes over the features (recipe: paper; 40 for its ImageNet)")
+    batch_size: int = Field(256, ge=1, description="images per update (recipe: paper)")

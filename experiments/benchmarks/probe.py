@@ -25,7 +25,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from retrieve_or_generate.evaluate.linear_probe import fit_path
+from retrieve_or_generate.evaluate.regression import fit_path
 
 
 @dataclass(frozen=True)

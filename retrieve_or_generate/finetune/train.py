@@ -185,11 +185,9 @@ class _Work:
             logits = self.classifier.head(test_x).cpu().numpy()
         if probed is not zero_shot:
             test_x = self._features_at(probed, self.task.test)
-        y, val_y = self.task.train.labels, self.task.val.labels
-        probe = linear_probe.refit(
-            probed.probe, probed.train_features, y, probed.val_features, val_y, self.task.n_classes
-        )
-        return logits, probe.probabilities(test_x.cpu().numpy()).astype(np.float32)
+        features = self._probed(probed.train_features, probed.val_features)
+        probe = linear_probe.refit(probed.probe, *features, self.probe, self.seed)
+        return logits, probe.probabilities(test_x).astype(np.float32)
 
     def _features_at(self, look: _Look, images: LabelledImages) -> Tensor:
         self.classifier.load_state_dict(look.state)
@@ -295,8 +293,14 @@ class _Work:
         self.best.offer(look)
 
     def _selection(self, train_features: np.ndarray, val_features: np.ndarray) -> linear_probe.Selection:
-        y, val_y, classes = self.task.train.labels, self.task.val.labels, self.task.n_classes
-        return linear_probe.select(train_features, y, val_features, val_y, classes, self.probe.inverse_regularisation)
+        return linear_probe.select(*self._probed(train_features, val_features), self.probe, self.seed)
+
+    def _probed(
+        self, train_features: np.ndarray, val_features: np.ndarray
+    ) -> tuple[Tensor, np.ndarray, Tensor, np.ndarray, int]:
+        """What a probe is fitted to, the features on the model's device."""
+        x, val_x = (torch.from_numpy(features).to(self.clip.device) for features in (train_features, val_features))
+        return x, self.task.train.labels, val_x, self.task.val.labels, self.task.n_classes
 
 
 def interpolated(start: dict[str, Tensor], tuned: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:

@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.evaluate.linear_probe import TOLERANCE, fit_path, linear_probe, refit, select
+from retrieve_or_generate.evaluate import regression
+from retrieve_or_generate.evaluate.adamw import fit_adamw, initial
+from retrieve_or_generate.evaluate.linear_probe import ProbeResult, linear_probe, refit, select
+from retrieve_or_generate.evaluate.newton import TOLERANCE
+from retrieve_or_generate.evaluate.regression import _Path, fit_path
+from retrieve_or_generate.seeds import generator_for
+from retrieve_or_generate.settings import ProbeSettings
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 Data = tuple[np.ndarray, np.ndarray]
@@ -19,6 +28,10 @@ def blobs(n: int, classes: int, seed: int = 0, dim: int = 24, noise: float = 1.0
     y = rng.permutation(np.arange(n) % classes)
     x = means[y] + noise * rng.normal(size=(n, dim)) * decay + 2 * np.eye(1, dim)
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), y
+
+
+def over(grid: tuple[float, ...]) -> ProbeSettings:
+    return ProbeSettings(inverse_regularisation=grid)
 
 
 def scikit_learn(x: np.ndarray, y: np.ndarray, C: float) -> LogisticRegression:
@@ -63,7 +76,7 @@ def test_chooses_the_c_that_scikit_learn_chooses_and_refits_on_train_and_val() -
         blobs(n, 6, seed, noise=2.0) for seed, n in ((0, 120), (1, 200), (2, 200))
     )
     scores = [scikit_learn(x, y, C).score(val_x.astype(np.float64), val_y) for C in GRID]
-    result = linear_probe(x, y, val_x, val_y, test_x, 6, GRID[::-1])
+    result = linear_probe(x, y, val_x, val_y, test_x, 6, over(GRID[::-1]))
     best = int(np.argmax(scores))
     assert 0 < best < len(GRID) - 1
     assert GRID.index(result.C) == best
@@ -86,25 +99,25 @@ def test_equal_inputs_give_equal_bits_and_row_order_hardly_matters() -> None:
 
 def test_of_equally_good_values_of_c_the_strongest_regularisation_is_taken() -> None:
     x, y = blobs(60, 3, noise=0.05)
-    assert select(x, y, x, y, 3, (1000.0, 100.0, 10.0)).C == 10.0
+    assert select(x, y, x, y, 3, over((1000.0, 100.0, 10.0))).C == 10.0
 
 
 def test_a_class_may_be_missing_from_validation() -> None:
     (x, y), (val_x, val_y) = blobs(90, 3), blobs(60, 3, seed=1)
     kept = val_y != 2
-    result = linear_probe(x, y, val_x[kept], val_y[kept], val_x, 3, GRID)
+    result = linear_probe(x, y, val_x[kept], val_y[kept], val_x, 3, over(GRID))
     assert set(result.predictions[val_y == 2]) >= {2}
 
 
 def test_a_class_without_training_images_is_never_predicted_until_validation_adds_some() -> None:
     (x, y), (val_x, val_y) = blobs(90, 3), blobs(60, 3, seed=1)
     kept = y != 1
-    selection = select(x[kept], y[kept], val_x, val_y, 4, GRID)
+    selection = select(x[kept], y[kept], val_x, val_y, 4, over(GRID))
     p = selection.probe.probabilities(val_x)
     assert (p[:, [1, 3]] == 0).all()
     np.testing.assert_allclose(p.sum(1), 1)
     assert np.isfinite(selection.val_loss)
-    refitted = refit(selection, x[kept], y[kept], val_x, val_y, 4).probabilities(val_x)
+    refitted = refit(selection, x[kept], y[kept], val_x, val_y, 4, over(GRID)).probabilities(val_x)
     assert (refitted[:, 1] > 0).all()
     assert (refitted[:, 3] == 0).all()
 
@@ -123,15 +136,118 @@ def test_refuses_what_cannot_be_fitted() -> None:
     spoiled[4, 2] = np.nan
     for words, call in (
         ("training features: 1 of 30 rows are not finite", lambda: fit_path(spoiled, y, 3, GRID)),
-        ("validation features: 1 of 30", lambda: select(x, y, spoiled, y, 3, GRID)),
+        ("validation features: 1 of 30", lambda: select(x, y, spoiled, y, 3, over(GRID))),
         ("features to classify: 1 of 30", lambda: fit_path(x, y, 3, [1.0])[0].probabilities(spoiled)),
         (r"shape \(0, 24\)", lambda: fit_path(x[:0], y[:0], 3, GRID)),
-        ("hold 1 class", lambda: fit_path(x, np.zeros(30, int), 3, GRID)),
+        ("all training labels of the probe are 0", lambda: fit_path(x, np.zeros(30, int), 3, GRID)),
         ("0 to 2, but there are 2 classes", lambda: fit_path(x, y, 2, GRID)),
         (r"shape \(29,\) beside 30", lambda: fit_path(x, y[:-1], 3, GRID)),
         ("C must be positive", lambda: fit_path(x, y, 3, (0.0, 1.0))),
         ("C must be positive", lambda: fit_path(x, y, 3, ())),
-        ("features are 23 wide", lambda: select(x, y, x[:, 1:], y, 3, GRID)),
+        ("features are 23 wide", lambda: select(x, y, x[:, 1:], y, 3, over(GRID))),
     ):
         with pytest.raises(UsageError, match=words):
             call()
+
+
+PAPER = ProbeSettings(recipe="paper", epochs=80, batch_size=8)
+
+
+def by_hand(
+    x: np.ndarray, y: np.ndarray, first: tuple[np.ndarray, np.ndarray], orders: list[np.ndarray]
+) -> list[np.ndarray]:
+    """The paper's probe in float64, each formula written out: softmax gradient, clipping, decoupled decay, warm-up, cosine."""
+    theta = np.concatenate([first[0], first[1][None]]).astype(np.float64)
+    rows, m, v, update = np.concatenate([x, np.ones((len(x), 1))], 1).astype(np.float64), 0.0, 0.0, 0
+    updates = len(orders) * math.ceil(len(x) / 8)
+    for order in orders:
+        for start in range(0, len(x), 8):
+            batch = order[start : start + 8]
+            logits = rows[batch] @ theta
+            p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+            gradient = rows[batch].T @ (p - np.eye(theta.shape[1])[y[batch]]) / len(batch)
+            gradient *= min(1, 1 / (np.sqrt((gradient**2).sum()) + 1e-6))
+            rising = (update + 1) / 200
+            falling = 0.5 + 0.5 * np.cos(np.pi * (update - 200) / (updates - 200))
+            rate = 1e-2 * (rising if update < 200 else falling)
+            update += 1
+            m, v = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2
+            step = (m / (1 - 0.9**update)) / (np.sqrt(v / (1 - 0.95**update)) + 1e-8)
+            theta = theta - rate * 0.1 * theta - rate * step
+    return [theta[:-1], theta[-1]]
+
+
+def test_the_papers_recipe_is_adamw_as_its_formulas_say() -> None:
+    x, y = blobs(20, 3, dim=6)
+    fitted = fit_adamw(x, y, 3, PAPER, seed=4)
+    first = tuple(part.numpy() for part in initial(6, 3, 4))
+    rng = generator_for("linear probe", "data order", 4)
+    weights, intercepts = by_hand(x, y, first, [rng.permutation(20) for _ in range(80)])
+    assert np.abs(fitted.weights - first[0]).max() > 0.1
+    np.testing.assert_allclose(fitted.weights, weights, atol=1e-4)
+    np.testing.assert_allclose(fitted.intercepts, intercepts, atol=1e-4)
+
+
+def test_the_papers_recipe_has_nothing_to_choose_and_is_refitted_on_both() -> None:
+    (x, y), (val_x, val_y), (test_x, test_y) = (
+        blobs(n, 4, seed, noise=0.7) for seed, n in ((0, 80), (1, 60), (2, 200))
+    )
+    short = PAPER.model_copy(update={"epochs": 20, "learning_rate": 0.3, "batch_size": 32})
+    result, again, other = (linear_probe(x, y, val_x, val_y, test_x, 4, short, seed) for seed in (1, 1, 2))
+    assert result.C is None
+    assert (result.probabilities == again.probabilities).all()
+    assert (result.probabilities != other.probabilities).any()
+    both = fit_adamw(np.concatenate([x, val_x]), np.concatenate([y, val_y]), 4, short, 1)
+    np.testing.assert_array_equal(result.probe.weights, both.weights)
+    assert result.selection.val_accuracy == (result.selection.probe.probabilities(val_x).argmax(1) == val_y).mean()
+    assert result.accuracy(test_y) > 0.6
+    with pytest.raises(UsageError, match="all training labels of the probe are 0"):
+        fit_adamw(x, np.zeros(80, int), 4, short, 1)
+
+
+def test_accuracy_and_mean_over_classes_are_told_apart() -> None:
+    result = ProbeResult(select(*blobs(30, 2), *blobs(30, 2, 1), 2, over((1.0,))), None, np.eye(2)[[0, 0, 0, 0]])  # type: ignore[arg-type]
+    labels = np.array([0, 0, 0, 1])
+    assert (result.accuracy(labels), result.mean_per_class_accuracy(labels)) == (0.75, 0.5)
+
+
+def test_tensors_are_worked_on_where_they_lie() -> None:
+    (x, y), (val_x, val_y) = blobs(90, 3), blobs(60, 3, seed=1)
+    arrays = linear_probe(x, y, val_x, val_y, val_x, 3, over(GRID))
+    a, b = torch.from_numpy(x), torch.from_numpy(val_x)
+    tensors = linear_probe(a, y, b, val_y, b, 3, over(GRID))
+    np.testing.assert_array_equal(arrays.probabilities, tensors.probabilities)
+
+
+def test_all_values_of_c_at_once_give_what_they_give_in_turn() -> None:
+    """What a GPU does, on a CPU; also in two groups, the second of which starts from the first."""
+    x, y = blobs(120, 4)
+    values = (0.01, 0.1, 1.0, 10.0, 100.0)
+    in_turn = fit_path(x, y, 4, values)
+    for at_once in (5, 3):
+        path = _Path(torch.tensor(x).double(), y, 4)
+        path.at_once = at_once
+        for one, other in zip(in_turn, path.solve(values), strict=True):
+            assert other.gradient <= TOLERANCE
+            assert other.objective == pytest.approx(one.objective, rel=1e-5)
+            np.testing.assert_allclose(other.probabilities(x), one.probabilities(x), atol=1e-3)
+
+
+def test_products_in_bfloat16_only_choose_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same optimum, to the same tolerance, as without."""
+    monkeypatch.setattr(regression, "native", lambda *_: torch.bfloat16)
+    x, y = blobs(150, 5)
+    wide = fit_path(x, y, 5, GRID)
+    monkeypatch.setattr(regression, "_NARROW_FROM", 0)
+    for one, other in zip(wide, fit_path(x, y, 5, GRID), strict=True):
+        assert (one.weights != other.weights).any()
+        assert other.gradient <= TOLERANCE
+        assert other.objective == pytest.approx(one.objective, rel=1e-5)
+
+
+def test_what_float32_cannot_finish_float64_does() -> None:
+    """Classes far apart and hardly regularised: an objective so small that in float32 it is mostly rounding."""
+    x, y = blobs(60, 3, noise=0.05)
+    for probe in fit_path(x, y, 3, (1e6, 1e8)):
+        assert probe.gradient <= TOLERANCE
+        assert objective(x, y, probe.weights, probe.intercepts, probe.C) == pytest.approx(probe.objective, rel=1e-9)

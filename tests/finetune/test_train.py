@@ -34,7 +34,7 @@ def test_without_training_images_the_model_is_measured_as_it_is(clip: Clip, task
     train_x, val_x, test_x = (image_features(clip, part.images) for part in (task.train, task.val, task.test))
     logits = clip.network.logit_scale.exp().item() * test_x @ task.class_weights.numpy()
     np.testing.assert_allclose(outcome.zero_shot_logits, logits, rtol=1e-3, atol=1e-4)
-    probed = linear_probe(train_x, task.train.labels, val_x, task.val.labels, test_x, 3, (1.0, 100.0))
+    probed = linear_probe(train_x, task.train.labels, val_x, task.val.labels, test_x, 3, PROBE)
     np.testing.assert_allclose(outcome.linear_probe_probabilities, probed.probabilities, atol=1e-3)
     assert outcome.linear_probe_accuracy == (probed.predictions == task.test.labels).mean()
     assert same(outcome, finetune(clip, None, task, SHORT, PROBE, seed=2))
