@@ -21,6 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.in_context import read_lists
+from retrieve_or_generate.pocket.places import task_place
 from retrieve_or_generate.pocket.train_language import make_tokenizer
 from retrieve_or_generate.settings import PromptSettings
 from retrieve_or_generate.store import cache_folder
@@ -265,23 +266,29 @@ from pathlib import Path
 from retrieve_or_generate.image_set import load_image_set
 from retrieve_or_generate.settings import PromptSettings
 from retrieve_or_generate.synthesize.prompts import PromptSource, load_strategy
-from retrieve_or_generate.tasks.base import read_task
+from retrieve_or_generate.tasks import load_task
 
-task, like = read_task(Path(sys.argv[1]), "textures"), load_image_set(Path(sys.argv[2]))
+task, like = load_task(sys.argv[1]), load_image_set(Path(sys.argv[2]))
 strategy = load_strategy(PromptSource(task, like, PromptSettings(strategy="llm")))
 for label in range(8):
     strategy.prompts(label, 60)
 """
 
 
+@pytest.fixture
+def textures_folder(textures: Task) -> Path:
+    """Of the pocket world, wherever a test's own cache is."""
+    return task_place("textures")
+
+
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_was(load: Load, textures: Task, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_where_it_was(textures_folder: Path, load: Load, tmp_path: Path) -> None:
     base = load()
     expected = [base.prompts(label, 60) for label in range(8)]
     folder = next((cache_folder() / "prompts").iterdir())
     blocks = len(list(folder.glob("*.json")))
     shutil.rmtree(folder)
-    run = subprocess.Popen([sys.executable, "-c", _RUN, str(textures.folder), str(tmp_path / "retrieved")])
+    run = subprocess.Popen([sys.executable, "-c", _RUN, str(textures_folder), str(tmp_path / "retrieved")])
     while len(list(folder.glob("*.json"))) < 3:
         assert run.poll() is None
         time.sleep(0.01)
