@@ -1,9 +1,10 @@
 # make compare: the pocket comparison, from a fresh clone to the verdict.  make check, make test: what CI runs.
-# PYTHON=/path/to/python3.12 chooses the interpreter that .venv is made from.
+# PYTHON=/path/to/python3.12 chooses the interpreter that .venv is made from; PYTEST= are options of pytest, by default two processes.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?=
+PYTEST ?= -n 2
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -34,7 +35,7 @@ format: .venv/.installed-test
 	$(BIN)/ruff check --fix .
 
 interop: .venv/.installed-test .venv-interop/.installed
-	$(BIN)/python -m pytest -m interop tests/interop $(PYTEST)
+	$(BIN)/python -m pytest -m interop tests/interop
 
 clean:
 	rm -rf .venv .venv-interop .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
