@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import mmh3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from retrieve_or_generate.models import Clip, image_features, load_clip, text_features
 from retrieve_or_generate.pocket import captions
 from retrieve_or_generate.pocket.pictures import SPLITS, PoolRow, decode, evaluation_split, pool_rows
 from retrieve_or_generate.pocket.places import FORMAT, POOL_SEAL, SEED_STUDY, TASK_SEAL, pool_place, task_place
+from retrieve_or_generate.precision import one_thread
 from retrieve_or_generate.store import content_key, durable_file, locked, remove_leftovers, seal, write_bytes, write_tar
 
 _SHARD_ROWS = 5000
@@ -45,17 +44,6 @@ def build_task(task: str) -> None:
         if not (folder / TASK_SEAL).is_file():
             remove_leftovers(folder)
             _write_task(folder, task)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Products on one thread: their last bits depend on how many threads share them, and embeddings are kept."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:

@@ -6,14 +6,13 @@ the task, the model and the kind of device alone: on a CPU one thread computes t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.models import Clip, image_features, text_features
+from retrieve_or_generate.precision import one_thread
 from retrieve_or_generate.seeds import generator_for
 from retrieve_or_generate.settings import RetrieveSettings
 from retrieve_or_generate.tasks.base import Task
@@ -49,7 +48,7 @@ def class_queries(task: Task, clip: Clip, settings: RetrieveSettings) -> Queries
     templates = templates_for(task, settings.templates)
     texts = [filled(template, name) for name in task.class_names for template in templates]
     places = np.arange(len(texts)).reshape(len(task.class_names), len(templates))
-    with _one_thread():
+    with one_thread():
         features = text_features(clip, texts)
         if not settings.examples_per_class:
             return Queries(tuple(texts), features, (places,))
@@ -77,15 +76,3 @@ def _examples(task: Task, clip: Clip, per_class: int) -> tuple[list[str], np.nda
         drawn += there[order].tolist()
     pixels = split.decoded(clip.image_size, drawn)
     return [f"training image {split.keys[i]}" for i in drawn], pixels, places
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

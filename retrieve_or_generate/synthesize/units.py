@@ -20,7 +20,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from retrieve_or_generate.errors import IncompleteError, IntegrityError, UsageError
 from retrieve_or_generate.executors import Unit, run_units, tell
@@ -38,6 +37,7 @@ from retrieve_or_generate.image_set import (
     write_table,
 )
 from retrieve_or_generate.pixels import UndecodableImage, decode, encode_jpeg
+from retrieve_or_generate.precision import one_thread
 from retrieve_or_generate.progress import Progress
 from retrieve_or_generate.settings import SynthesizeSettings
 from retrieve_or_generate.store import content_key, locked, read_seal, remove_leftovers, seal
@@ -191,7 +191,7 @@ def fill(
     loads = maker.loads(making.settings, len(left))
     tally = _Tally(progress, f"{making.source} images", mine, left)
     units = [Unit(shard.name, shard, cost=len(shard.requests)) for shard in left]
-    with _one_thread():
+    with one_thread():
         for _ in run_units(units, [partial(_studio, making, load) for load in loads], len(loads), progress=tally):
             pass
 
@@ -209,17 +209,6 @@ class _Tally:
         self._done[shard] = done
         if self._progress:
             self._progress(self._what, self._before + sum(self._done.values()), self._total)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As in a worker: the number of threads changes the last bits of a sum, and so an image."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _studio(making: Making, load: Callable[[], Generator]) -> Callable[[Shard], None]:
