@@ -298,7 +298,7 @@ class CurateSettings(Settings):
     )
     decontaminate: bool = Field(True, description="drop copies of the task's own images, of these splits:")
     decontaminate_against: tuple[Literal["train", "val", "test"], ...] = Field(
-        ("val", "test"), min_length=1, description="splits that no image may copy"
+        ("val", "test"), min_length=1, description="splits that no image may copy; test: shifted test sets, too"
     )
     class_cap: int = Field(10_000, ge=1, description="most images kept per class")
     least_per_class: int = Field(1, ge=0, description="images that each class must keep; 0: a class may end empty")

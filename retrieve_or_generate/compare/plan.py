@@ -63,7 +63,7 @@ def plan_trials(
     for name, task in tasks.items():
         shared = {
             "version": _VERSION,
-            "task": {"name": name, "fingerprint": task.fingerprint},
+            "task": {"name": name, "fingerprint": task.fingerprint} | _shifts(task),
             "model": {"name": experiment.finetuned_model, "fingerprint": fingerprint},
             "finetune": experiment.finetune.model_dump(mode="json", exclude={"checkpoint_every", "model"}),
             "linear_probe": experiment.linear_probe.model_dump(mode="json"),
@@ -81,6 +81,11 @@ def plan_trials(
                 made_of = shared | {"image_set": image_set.record["files"]["manifest.parquet"]["sha256"]}
                 trials += [_trial(made_of, name, source, scale, seed, quotas) for seed in range(experiment.seeds)]
     return trials
+
+
+def _shifts(task: Task) -> dict[str, Any]:
+    """What a trial measures besides; the key of a task without shifts is what it was before there were any."""
+    return {"shifts": task.shift_fingerprints} if task.shifts else {}
 
 
 def check_scales(experiment: Experiment, tasks: Mapping[str, Task], retrieved: Mapping[str, ImageSet]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,23 @@ RESULTS = pa.schema(
 def _rows(out: Path, trial: TrialPlan) -> list[dict[str, Any]]:
     result = read_json(out / "trials" / trial.name / "result.json")
     cell = {"task": trial.task, "source": trial.source, "scale": trial.scale, "seed": trial.seed, "trial": trial.name}
-    told = {name: result[name] for name in ("n_train", "n_test", "wall_seconds", "device")}
+    told = {name: result[name] for name in ("n_train", "wall_seconds", "device")}
     return [
-        cell | told | {"metric": name, "value": value, "split": "test"}
-        for name, value in sorted(result["metrics"].items())
+        cell | told | {"metric": name, "value": value, "split": split, "n_test": n_test}
+        for split, n_test, metrics in _measured(result)
+        for name, value in sorted(metrics.items())
     ]
+
+
+def _measured(result: dict[str, Any]) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """Test set, its images and numbers: `test`; each shift by its name; `test/SHIFT`, the own test images of the classes of a shift
+    that shows some only.
+    """
+    yield "test", result["n_test"], result["metrics"]
+    for name, shift in result.get("shifts", {}).items():
+        yield name, shift["n_test"], shift["metrics"]
+        if "test_metrics" in shift:
+            yield f"test/{name}", shift["test_n"], shift["test_metrics"]
 
 
 def write_results(out: Path, trials: Sequence[TrialPlan]) -> None:

@@ -21,7 +21,12 @@ import pyarrow.compute as pc
 
 from retrieve_or_generate.curate import perceptual
 from retrieve_or_generate.curate.balance import seeded_ranks, short_classes, within_cap
-from retrieve_or_generate.curate.decontaminate import EvaluationImages, contaminated, evaluation_images
+from retrieve_or_generate.curate.decontaminate import (
+    EvaluationImages,
+    contaminated,
+    evaluation_images,
+    shifts_beside,
+)
 from retrieve_or_generate.curate.deduplicate import duplicates
 from retrieve_or_generate.curate.described import Described
 from retrieve_or_generate.curate.descriptor import Descriptor, find_descriptor
@@ -45,7 +50,7 @@ from retrieve_or_generate.image_set import (
 from retrieve_or_generate.models import Clip, image_features, text_features
 from retrieve_or_generate.settings import CurateSettings
 from retrieve_or_generate.tasks.base import Task
-from retrieve_or_generate.tasks.templates import filled
+from retrieve_or_generate.tasks.templates import as_functions, filled
 
 __all__ = ["Described", "Looked", "curate", "curation_record", "decide", "look"]
 
@@ -217,7 +222,9 @@ def _scored_well(left: Described, settings: CurateSettings) -> np.ndarray:
 
 def curation_record(task: Task, clip: Clip, settings: CurateSettings, steps: Sequence[Step] = ()) -> dict[str, Any]:
     """What the decisions follow from, the candidates aside. No path stands here: the descriptor is named by its weights."""
-    asked = {"steps": {step.name: step.follows_from for step in steps}} if steps else {}
+    asked: dict[str, Any] = {"steps": {step.name: step.follows_from for step in steps}} if steps else {}
+    if settings.decontaminate and shifts_beside(task, settings.decontaminate_against):
+        asked["shifts"] = task.shift_fingerprints
     return asked | {
         "settings": settings.model_dump(mode="json", exclude={"descriptor", "descriptor_threshold"}),
         "descriptor": find_descriptor(settings).record,
@@ -264,7 +271,7 @@ def clip_kind(clip: Clip) -> Kind:
 
 def _scores(task: Task, clip: Clip, features: np.ndarray, labels: np.ndarray, settings: CurateSettings) -> np.ndarray:
     if settings.score == "mean":
-        class_weights = clip.class_weights(task.class_names, task.templates).cpu().numpy()
+        class_weights = clip.class_weights(task.class_names, as_functions(task.templates)).cpu().numpy()
         return clip_scores(features, class_weights, labels)
 
     def template_features(label: int) -> np.ndarray:

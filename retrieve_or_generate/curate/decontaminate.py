@@ -12,12 +12,12 @@ import torch
 from retrieve_or_generate.curate.kinds import ArrayCache, Kind, describe
 from retrieve_or_generate.curate.near import Comparison, copies
 from retrieve_or_generate.store import cache_folder
-from retrieve_or_generate.tasks.base import SplitName, Task
+from retrieve_or_generate.tasks.base import Split, SplitName, Task
 
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """The images that no training image may copy. `keys` are `SPLIT/KEY`, `descriptors` (n, d)."""
+    """The images that no training image may copy. `keys` are `SPLIT/KEY` or `SHIFT/KEY`, `descriptors` (n, d)."""
 
     keys: tuple[str, ...]
     sha256: np.ndarray
@@ -27,10 +27,15 @@ class EvaluationImages:
 def evaluation_images(task: Task, splits: Sequence[SplitName], kind: Kind) -> EvaluationImages:
     """The images of these splits of `task`, described as the candidates are; descriptors are kept in the cache folder.
 
+    Shifted test sets are test images like the task's own: they count wherever `test` does.
+
     Raises `IntegrityError` naming an image that cannot be decoded.
     """
     cache = ArrayCache(cache_folder() / "descriptors")
-    described = [_described(task, split, kind, cache) for split in splits]
+    shown = {name: task.split(name) for name in splits} | {
+        name: task.shift(name) for name in shifts_beside(task, splits)
+    }
+    described = [_described(task, name, split, kind, cache) for name, split in shown.items()]
     return EvaluationImages(
         tuple(key for one in described for key in one.keys),
         np.concatenate([one.sha256 for one in described]),
@@ -38,8 +43,12 @@ def evaluation_images(task: Task, splits: Sequence[SplitName], kind: Kind) -> Ev
     )
 
 
-def _described(task: Task, name: SplitName, kind: Kind, cache: ArrayCache) -> EvaluationImages:
-    split = task.split(name)
+def shifts_beside(task: Task, splits: Sequence[SplitName]) -> tuple[str, ...]:
+    """Names of the shifted test sets that no image may copy where none may copy these splits."""
+    return tuple(task.shifts) if "test" in splits else ()
+
+
+def _described(task: Task, name: str, split: Split, kind: Kind, cache: ArrayCache) -> EvaluationImages:
     keys = tuple(f"{name}/{key}" for key in split.keys)
     sha256 = [hashlib.sha256(image).hexdigest() for image in split.images]
     named = [f"{task.folder}: {key}" for key in keys]

@@ -5,11 +5,13 @@ holds: `finetune/trial.py`). Nothing here knows which source the training images
 """
 
 from retrieve_or_generate.finetune.data import LabelledImages, TaskImages, task_images
+from retrieve_or_generate.finetune.measured import Measured, metrics_of
 from retrieve_or_generate.finetune.train import finetune
-from retrieve_or_generate.finetune.trial import Trial, TrialOutcome, metrics_of, read_trial, write_trial
+from retrieve_or_generate.finetune.trial import Trial, TrialOutcome, read_trial, write_trial
 
 __all__ = [
     "LabelledImages",
+    "Measured",
     "TaskImages",
     "Trial",
     "TrialOutcome",

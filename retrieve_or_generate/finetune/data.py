@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.models import ImageModel
-from retrieve_or_generate.tasks.base import SplitName, Task
+from retrieve_or_generate.tasks.base import Split, SplitName, Task
 from retrieve_or_generate.tasks.templates import as_functions
 
 
@@ -35,12 +36,15 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class TaskImages:
-    """A task as trials see it: three splits, and `class_weights` (d, k) of unit columns, CLIP's own zero-shot classifier."""
+    """A task as trials see it: three splits, shifted test sets, and `class_weights` (d, k) of unit columns, CLIP's own zero-shot
+    classifier.
+    """
 
     class_weights: Tensor
     train: LabelledImages
     val: LabelledImages
     test: LabelledImages
+    shifts: Mapping[str, LabelledImages] = field(default_factory=dict, kw_only=True)
     class_names: tuple[str, ...] = field(default=(), kw_only=True)
     templates: tuple[str, ...] = field(default=(), kw_only=True)
 
@@ -50,12 +54,12 @@ class TaskImages:
 
 
 def task_images(task: Task, clip: ImageModel) -> TaskImages:
-    """Decode the splits of `task` at the size of `clip` and make its classifier."""
-    splits = {name: _decoded(task, name, clip.image_size) for name in get_args(SplitName)}
+    """Decode the splits and shifts of `task` at the size of `clip` and make its classifier."""
+    splits = {name: _decoded(task.split(name), clip.image_size) for name in get_args(SplitName)}
+    shifts = {name: _decoded(task.shift(name), clip.image_size) for name in task.shifts}
     weights = clip.class_weights(task.class_names, as_functions(task.templates))
-    return TaskImages(weights, **splits, class_names=task.class_names, templates=task.templates)
+    return TaskImages(weights, **splits, shifts=shifts, class_names=task.class_names, templates=task.templates)
 
 
-def _decoded(task: Task, name: SplitName, size: int) -> LabelledImages:
-    split = task.split(name)
+def _decoded(split: Split, size: int) -> LabelledImages:
     return LabelledImages(split.decoded(size), split.labels, tuple(split.keys))

@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ from retrieve_or_generate.finetune.classifier import Classifier, features_of
 from retrieve_or_generate.finetune.contrastive import Paired
 from retrieve_or_generate.finetune.data import LabelledImages, TaskImages
 from retrieve_or_generate.finetune.learner import Learner
+from retrieve_or_generate.finetune.measured import Measured
 from retrieve_or_generate.finetune.trial import TrialOutcome
 from retrieve_or_generate.models import ImageModel
 from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
@@ -43,7 +45,7 @@ def finetune(
     seed: int,
     checkpoint: Checkpoint | None = None,
 ) -> TrialOutcome:
-    """Train a copy of `clip` on `train` and measure it on the test images of `task`; without `train`, measure it as it is.
+    """Train a copy of `clip` on `train` and measure it on test images and shifts of `task`; without `train`, measure it as it is.
 
     `seed` gives data order and augmentation. Equal seeds give equal bits on one thread of one machine. `clip` is left as it was.
     With a `checkpoint` training goes on from what it holds, and a SIGTERM saves it there and ends the process with 143.
@@ -52,16 +54,18 @@ def finetune(
         UsageError: images of another size, labels out of range, or training that diverged at every learning rate.
     """
     started = time.perf_counter()
-    for what, images in (("training", train), ("task's train", task.train), ("val", task.val), ("test", task.test)):
+    parts = {"training": train, "task's train": task.train, "val": task.val, "test": task.test, **task.shifts}
+    for what, images in parts.items():
         if images is not None:
             _check(images, what, clip.image_size, task.n_classes)
     work = _Work(clip, task, settings or FinetuneSettings(), probe or ProbeSettings(), seed, checkpoint)
     zero_shot, probed = work.choose(train)
-    logits, probabilities = work.test(zero_shot, probed)
+    own, *shifted = work.test(zero_shot, probed)
     return TrialOutcome(
         test=task.test,
-        zero_shot_logits=logits,
-        linear_probe_probabilities=probabilities,
+        zero_shot_logits=own.zero_shot_logits,
+        linear_probe_probabilities=own.linear_probe_probabilities,
+        shifts=dict(zip(task.shifts, shifted, strict=True)),
         history=tuple(work.history),
         n_train=len(train) if train else 0,
         updates=recipe.plan(work.settings, len(train) if train else 0).updates,
@@ -178,20 +182,22 @@ class _Work:
             self.history.append({"chosen_for": name} | at)
         return zero_shot, probed
 
-    def test(self, zero_shot: _Look, probed: _Look) -> tuple[np.ndarray, np.ndarray]:
-        """Test images through what was chosen: zero-shot logits and probe probabilities, (m, k) float32."""
-        test_x = self._features_at(zero_shot, self.task.test)
+    def test(self, zero_shot: _Look, probed: _Look) -> list[Measured]:
+        """The task's own test images, then those of its shifts, through what was chosen."""
+        shown = [self.task.test, *self.task.shifts.values()]
+        features = self._features_at(zero_shot, shown)
         with torch.inference_mode():
-            logits = self.classifier.head(test_x).cpu().numpy()
+            logits = [self.classifier.head(x).cpu().numpy() for x in features]
         if probed is not zero_shot:
-            test_x = self._features_at(probed, self.task.test)
-        features = self._probed(probed.train_features, probed.val_features)
-        probe = linear_probe.refit(probed.probe, *features, self.probe, self.seed)
-        return logits, probe.probabilities(test_x).astype(np.float32)
+            features = self._features_at(probed, shown)
+        fitted = self._probed(probed.train_features, probed.val_features)
+        probe = linear_probe.refit(probed.probe, *fitted, self.probe, self.seed)
+        probabilities = [probe.probabilities(x).astype(np.float32) for x in features]
+        return [Measured(*one) for one in zip(shown, logits, probabilities, strict=True)]
 
-    def _features_at(self, look: _Look, images: LabelledImages) -> Tensor:
+    def _features_at(self, look: _Look, shown: Sequence[LabelledImages]) -> list[Tensor]:
         self.classifier.load_state_dict(look.state)
-        return features_of(self.classifier, images.images)
+        return [features_of(self.classifier, images.images) for images in shown]
 
     def _train(self, train: LabelledImages, plan: recipe.Plan) -> None:
         """From the start, or from what was saved, at one peak rate after another."""

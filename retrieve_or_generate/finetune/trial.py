@@ -1,14 +1,15 @@
 """A trial: what it measured, and the folder that keeps it so that every number can be computed again.
 
 `write_trial` writes `config.json` (what identifies the trial), `metrics.jsonl` (one line a look at validation, then one for each
-choice), `predictions.parquet` (one row a test image: key, label, logits and probe probabilities), and last `result.json`: the
-numbers, and the size and sha256 of the other files, among them those of the model where it is kept (`finetune/saved.py`).
+choice), `predictions.parquet` (one row a test image: key, label, logits and probe probabilities), `predictions-NAME.parquet` of
+each shifted test set, and last `result.json`: the numbers, and the size and sha256 of the other files, among them those of the
+model where it is kept (`finetune/saved.py`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from retrieve_or_generate.evaluate.calibration import ece
-from retrieve_or_generate.evaluate.zero_shot import accuracy, mean_per_class_accuracy, probabilities
 from retrieve_or_generate.finetune.data import LabelledImages
+from retrieve_or_generate.finetune.measured import Measured, shift_record
 from retrieve_or_generate.store import content_key, durable_file, read_json, read_seal, seal, write_bytes, write_json
 
 RESULT, MODEL = "result.json", "model"
@@ -28,7 +28,7 @@ RESULT, MODEL = "result.json", "model"
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """What one trial measured on `test`, and how it came about. `metrics` are shares in [0, 1]."""
+    """What one trial measured on `test` and on the task's `shifts`, and how it came about. `metrics` are shares in [0, 1]."""
 
     test: LabelledImages
     zero_shot_logits: np.ndarray  # (m, k) float32
@@ -41,10 +41,16 @@ class TrialOutcome:
     device: str
     precision: str  # that products were taken in
     model: dict[str, Tensor] = field(repr=False)  # tower and head that validation chose for zero-shot
+    shifts: Mapping[str, Measured] = field(default_factory=dict)
+
+    @property
+    def own(self) -> Measured:
+        """What was measured on the task's own test images."""
+        return Measured(self.test, self.zero_shot_logits, self.linear_probe_probabilities)
 
     @property
     def metrics(self) -> dict[str, float]:
-        return metrics_of(self.test.labels, self.zero_shot_logits, self.linear_probe_probabilities)
+        return self.own.metrics_among(np.arange(self.zero_shot_logits.shape[1]))
 
     @property
     def zero_shot_accuracy(self) -> float:
@@ -77,15 +83,14 @@ class Trial:
     def predictions(self) -> pa.Table:
         return pq.read_table(self.folder / "predictions.parquet")
 
+    @property
+    def shifts(self) -> dict[str, dict[str, Any]]:
+        """What `measured.shift_record` says of each shifted test set."""
+        return dict(self.record.get("shifts", {}))
 
-def metrics_of(labels: np.ndarray, zero_shot_logits: np.ndarray, probe_probabilities: np.ndarray) -> dict[str, float]:
-    """The numbers of a trial from its predictions: (m,) labels, (m, k) logits and probabilities."""
-    metrics = {}
-    for name, scores in (("zero_shot", probabilities(zero_shot_logits)), ("linear_probe", probe_probabilities)):
-        metrics[f"{name}_accuracy"] = accuracy(scores, labels)
-        metrics[f"{name}_mean_per_class_accuracy"] = mean_per_class_accuracy(scores, labels)
-        metrics[f"{name}_ece"] = ece(scores, labels)
-    return metrics
+    def shifted_predictions(self, shift: str) -> pa.Table:
+        """As `predictions`, of the images of `shift`; the predicted classes are among those that it shows."""
+        return pq.read_table(self.folder / _shift_file(shift))
 
 
 def write_trial(folder: Path, config: dict[str, Any], outcome: TrialOutcome, *, model: Sequence[Path] = ()) -> Trial:
@@ -96,9 +101,14 @@ def write_trial(folder: Path, config: dict[str, Any], outcome: TrialOutcome, *, 
     write_json(folder / "config.json", config)
     lines = [json.dumps(row, sort_keys=True, allow_nan=False) for row in outcome.history]
     write_bytes(folder / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
-    with durable_file(folder / "predictions.parquet") as path:
-        pq.write_table(_predictions(outcome), path)
-    files = [*(folder / name for name in ("config.json", "metrics.jsonl", "predictions.parquet")), *model]
+    every = np.arange(outcome.zero_shot_logits.shape[1])
+    tables = {"predictions.parquet": _predictions(outcome.own, every)}
+    tables |= {_shift_file(name): _predictions(shift, shift.classes) for name, shift in outcome.shifts.items()}
+    for name, table in tables.items():
+        with durable_file(folder / name) as path:
+            pq.write_table(table, path)
+    files = [*(folder / name for name in ("config.json", "metrics.jsonl", *tables)), *model]
+    shifts = {name: shift_record(outcome.own, shift) for name, shift in outcome.shifts.items()}
     record = seal(
         folder,
         RESULT,
@@ -112,6 +122,7 @@ def write_trial(folder: Path, config: dict[str, Any], outcome: TrialOutcome, *, 
         wall_seconds=outcome.wall_seconds,
         device=outcome.device,
         precision=outcome.precision,
+        **({"shifts": shifts} if shifts else {}),
     )
     return Trial(folder, config, record["metrics"], record)
 
@@ -128,15 +139,19 @@ def read_trial(folder: Path, config: dict[str, Any] | None = None) -> Trial | No
     return Trial(folder, read_json(folder / "config.json"), record["metrics"], record)
 
 
-def _predictions(outcome: TrialOutcome) -> pa.Table:
-    test = outcome.test
+def _shift_file(name: str) -> str:
+    return f"predictions-{name}.parquet"
+
+
+def _predictions(measured: Measured, classes: np.ndarray) -> pa.Table:
+    """A row for each image; what is predicted is one of `classes`, the scores are of all."""
+    test = measured.images
     columns = {
         "key": pa.array(test.keys or [f"{row:06d}" for row in range(len(test))]),
         "label": pa.array(test.labels),
-        "zero_shot": pa.array(outcome.zero_shot_logits.argmax(1)),
-        "linear_probe": pa.array(outcome.linear_probe_probabilities.argmax(1)),
-        "zero_shot_logits": _lists(outcome.zero_shot_logits),
-        "linear_probe_probabilities": _lists(outcome.linear_probe_probabilities),
+        **{name: pa.array(predicted) for name, predicted in measured.predictions(classes).items()},
+        "zero_shot_logits": _lists(measured.zero_shot_logits),
+        "linear_probe_probabilities": _lists(measured.linear_probe_probabilities),
     }
     return pa.table(columns)
 

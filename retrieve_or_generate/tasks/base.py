@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from retrieve_or_generate.errors import UsageError, unknown_name
 from retrieve_or_generate.store import content_key
 from retrieve_or_generate.tasks.digests import split_digest
@@ -51,10 +53,19 @@ class Task:
         return self.readers[name].read()
 
     def shift(self, name: str) -> Split:
-        """List a shifted test set. Its labels are the task's class ids; classes that it does not show have no image."""
+        """List a shifted test set. Its labels are the task's class ids; classes that it does not show have no image.
+
+        `UsageError` where it shows one class alone, since a choice among one is always right.
+        """
         if name not in self.shifts:
             raise unknown_name(f"shift of task {self.name}", name, self.shifts)
-        return self.shifts[name].read()
+        split = self.shifts[name].read()
+        if len(shown := np.unique(split.labels)) < 2:
+            only = self.class_names[shown[0]]
+            raise UsageError(
+                f"shift {name} of task {self.name}: all images are of {only!r}; give it two classes or more"
+            )
+        return split
 
     @cached_property
     def caption_queries(self) -> dict[int, CaptionQuery]:
@@ -68,8 +79,13 @@ class Task:
         """16 hex digits over class names, templates, rewritten caption queries and every image of the three splits with its label.
 
         The same images have the same one in every layout that gives them the same keys. Shifts are not of it: they change nothing
-        that is trained.
+        that is trained (`shift_fingerprints`).
         """
         splits = [split_digest(self.split(name)) for name in SPLITS]
         rewrites = [{name: query.lines for name, query in self.rewrites.items()}] if self.rewrites else []
         return content_key([self.class_names, self.templates, splits, *rewrites])
+
+    @cached_property
+    def shift_fingerprints(self) -> dict[str, str]:
+        """Of every shift a hash over its images and their labels."""
+        return {name: split_digest(self.shift(name)) for name in self.shifts}

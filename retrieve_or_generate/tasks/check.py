@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
 
-from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.errors import IntegrityError
 from retrieve_or_generate.executors import core_count
 from retrieve_or_generate.pixels import UndecodableImage, decode
 from retrieve_or_generate.progress import Bytes, Progress, amount
@@ -28,6 +29,7 @@ class SplitCheck:
 
     name: str
     counts: list[int]
+    is_shift: bool = False
     looked_at: int = 0
     bytes: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -57,7 +59,10 @@ class SplitCheck:
         if self.looked_at < self.images:
             yield f"{self.looked_at} of {self.images} images read"
         empty = [name for name, count in zip(class_names, self.counts, strict=True) if not count]
-        if empty:
+        if empty and self.is_shift:
+            shown = len(class_names) - len(empty)
+            yield f"a shift that shows {shown} of {len(class_names)} classes; it is measured among those"
+        elif empty:
             yield f"no image of {len(empty)} classes ({_some(empty)})"
         if self.unreadable:
             told = [f"{key}: {problem}" for key, problem in self.unreadable.items()]
@@ -95,7 +100,9 @@ class TaskCheck:
         splits = {}
         for split in self.splits:
             counts = dict(zip(names, split.counts, strict=True))
-            told = {key: value for key, value in asdict(split).items() if key not in ("name", "sides", "counts")}
+            told = {
+                key: value for key, value in asdict(split).items() if key not in ("name", "sides", "counts", "is_shift")
+            }
             splits[split.name] = {"images": split.images, "classes": counts, "sides": split.side_range} | told
         told = {
             "task": self.task.name,
@@ -118,14 +125,13 @@ def check_task(task: Task, sample: int | None = None, progress: Progress | None 
     """
     splits = {name: task.split(name) for name in SPLITS}
     shifts = {name: task.shift(name) for name in task.shifts}
-    if clash := sorted(splits.keys() & shifts.keys()):
-        raise UsageError(f"task {task.name}: a shift called {clash[0]!r}, which is a split; call it something else")
     checked, hashes = [], {}
     for name, split in (splits | shifts).items():
-        check = SplitCheck(name, np.bincount(split.labels, minlength=len(task.class_names)).tolist())
+        counts = np.bincount(split.labels, minlength=len(task.class_names)).tolist()
+        check = SplitCheck(name, counts, name in shifts)
         hashes[name] = set(_looked_at(split, check, sample, f"{task.name} {name}", progress))
         checked.append(check)
-    pairs = [("train", "val"), ("train", "test"), ("val", "test"), *(("train", name) for name in shifts)]
+    pairs = [*combinations(splits, 2), *product(splits, shifts)]
     in_two = {f"{one}, {other}": len(hashes[one] & hashes[other]) for one, other in pairs}
     return TaskCheck(task, tuple(checked), {pair: count for pair, count in in_two.items() if count})
 

@@ -41,6 +41,7 @@ from retrieve_or_generate.yaml_files import read_mapping, validated
 
 TASK_FILE = "task.yaml"
 Kind = Literal["image_folder", "webdataset", "hugging_face", "parquet"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 HeldOutShare = Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(ge=1)]
 _OTHER_NAMES = {"train": ("training",), "val": ("validation", "valid", "dev"), "test": ("testing",)}
 
@@ -69,9 +70,7 @@ class ShiftFile(SourceFile):
 class TaskFile(SourceFile):
     """A task.yaml."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = Field(
-        None, description="null: the folder's"
-    )
+    name: Name | None = Field(None, description="null: the folder's")
     extends: str | None = Field(None, description="a task whose splits and class names this one has")
     train: str | None = Field(None, description="what the split is called there; null: its own name")
     val: HeldOutShare | str | None = Field(None, description="as train; or how much of train is held out")
@@ -79,13 +78,15 @@ class TaskFile(SourceFile):
     templates: tuple[str, ...] | str | None = Field(
         None, description="around class names; imagenet: CLIP's 80; or a file"
     )
-    shifts: dict[str, ShiftFile] = Field({}, description="shifted test sets by name: a place, or keys as here")
+    shifts: dict[Name, ShiftFile] = Field({}, description="shifted test sets by name: a place, or keys as here")
 
     @field_validator("shifts", mode="before")
     @classmethod
     def _places(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
+        if clash := sorted(set(SPLITS) & given.keys()):
+            raise ValueError(f"{clash[0]!r} is a split; call the shift something else")
         return {name: {"data": value} if isinstance(value, str) else value for name, value in given.items()}
 
 

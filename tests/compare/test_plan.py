@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from retrieve_or_generate.tasks import Task
 
 class _Named(Task):
     fingerprint = "f"
+    shift_fingerprints = {"drawn": "d"}  # noqa: RUF012
 
 
 TASK = _Named("birds", ("jay", "rook", "wren"), ("{}",), Path("birds"))
@@ -60,3 +62,13 @@ def test_trials_follow_from_the_model_that_is_fine_tuned() -> None:
     assert own.config["model"] == {"name": "pocket", "fingerprint": "weights"}
     assert another.config["model"] == {"name": "timm:resnet50", "fingerprint": "weights"}
     assert planned(model="pocket").key == own.key != another.key
+
+
+def test_shifts_are_part_of_what_a_trial_is_and_of_nothing_else() -> None:
+    grid = parse_experiment({"tasks": ["birds"], "sources": ["none"]})
+    attached = dataclasses.replace(TASK, shifts={"drawn": SimpleNamespace()})
+    without, trial = (plan_trials(grid, {"birds": task}, {}, "weights")[0] for task in (TASK, attached))
+    assert without.config["task"] == {"name": "birds", "fingerprint": "f"}
+    assert trial.config["task"] == without.config["task"] | {"shifts": {"drawn": "d"}}
+    assert trial.seed_value == without.seed_value
+    assert trial.key != without.key

@@ -59,6 +59,23 @@ def test_training_images_are_looked_for_when_asked() -> None:
     assert _found(nothing, described, wanted) == {row: f"train/{train.keys[row]}" for row in range(3)}
 
 
+class _Lying:
+    def __init__(self, split: Split):
+        self.split = split
+
+    def read(self) -> Split:
+        return self.split
+
+
+def test_shifted_test_sets_are_test_images() -> None:
+    task = load_task("textures")
+    task = dataclasses.replace(task, shifts={"drawn": _Lying(task.split("train").take(np.arange(20)))})
+    described = thumbnail.describe(decode_all(task.shift("drawn").images[:2], 32))
+    found = _found(np.full(2, ""), described, evaluation_images(task, BOTH, THUMBNAILS))
+    assert found == {row: f"drawn/{task.shift('drawn').keys[row]}" for row in range(2)}
+    assert _found(np.full(2, ""), described, evaluation_images(task, ("val",), THUMBNAILS)) == {}
+
+
 def test_equal_bytes_are_copies_whatever_they_look_like() -> None:
     evaluation = EvaluationImages(
         ("val/a", "val/b", "test/c"), np.array(["x", "y", "y"]), np.zeros((3, 352), np.float32)

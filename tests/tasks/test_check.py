@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from retrieve_or_generate import cli
-from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.tasks import load_task
 from retrieve_or_generate.tasks.check import check_task
 from retrieve_or_generate.tasks.published import PUBLISHED
@@ -98,8 +97,16 @@ def test_published_tasks_are_listed_as_found(
     assert re.search(rf"stanford-cars .* not in {tmp_path}; rog tasks stanford-cars says what to fetch\n", out)
 
 
-def test_a_shift_is_no_split(birds: Path) -> None:
+def test_a_shift_says_which_classes_it_shows_and_what_it_shares_with_a_split(birds: Path) -> None:
+    for place, name in enumerate(("mute swan", "grey heron")):
+        folder = birds.parent / "drawn" / name
+        folder.mkdir(parents=True)
+        (folder / "1.png").write_bytes(miniatures.PNG + bytes([place]))
+    copied = next((birds / "test/grey heron").iterdir())
+    (birds.parent / "drawn/grey heron/2.jpg").write_bytes(copied.read_bytes())
     with (birds / "task.yaml").open("a") as file:
-        file.write("\nshifts: {test: {data: ., test: test}}\n")
-    with pytest.raises(UsageError, match="a shift called 'test', which is a split"):
-        check_task(load_task(str(birds)))
+        file.write("\nshifts: {drawn: ../drawn}\n")
+    lines = check_task(load_task(str(birds))).lines()
+    assert any(re.match(r"drawn +3 +1 to 2 ", line) for line in lines)
+    assert "drawn: a shift that shows 2 of 3 classes; it is measured among those" in lines
+    assert "test, drawn: 1 images are in both" in lines

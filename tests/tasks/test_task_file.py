@@ -137,25 +137,40 @@ class TestShifts:
             task.shift("drwan")
 
     def test_a_class_of_no_name_is_an_error_unless_it_is_left_out(self, told: Opened, tmp_path: Path) -> None:
-        for name in ("heron", "hoopoe"):
+        for name in ("heron", "hoopoe", "mute swan"):
             write(tmp_path / f"drawn/test/{name}/1.png", PNG)
         with pytest.raises(
             UsageError,
             match=r"shift drawn: unknown class 'heron'; did you mean 'grey heron'\?.*classes: \{LABEL: CLASS\}",
         ):
             told("shifts: {drawn: ../drawn}")
-        shift = told("shifts: {drawn: {data: ../drawn, classes: {heron: grey heron}}}").shift("drawn")
-        assert (list(shift.keys), shift.labels.tolist()) == (["heron/1.png"], [0])
+        named = "{heron: grey heron, mute swan: mute swan}"
+        shift = told(f"shifts: {{drawn: {{data: ../drawn, classes: {named}}}}}").shift("drawn")
+        assert (list(shift.keys), shift.labels.tolist()) == (["heron/1.png", "mute swan/1.png"], [0, 1])
         with pytest.raises(UsageError, match="unknown class 'gray heron'; did you mean 'grey heron'"):
             told("shifts: {drawn: {data: ../drawn, classes: {heron: gray heron}}}")
 
     def test_by_wordnet_id_and_by_number(self, told: Opened, birds: Path, tmp_path: Path) -> None:
         write(birds / "wnids.txt", "n02009912\nn01860187\nn01621127\n")
-        write(tmp_path / "sketch/n01860187/1.png", PNG)
-        write(tmp_path / "numbered/2/1.png", PNG)
+        for folder in ("sketch/n01860187", "sketch/n01621127", "numbered/2", "numbered/0"):
+            write(tmp_path / folder / "1.png", PNG)
         task = told("shifts: {sketch: ../sketch, numbered: ../numbered}")
-        assert task.shift("sketch").labels.tolist() == [1]
-        assert task.shift("numbered").labels.tolist() == [2]
+        assert sorted(task.shift("sketch").labels.tolist()) == [1, 2]
+        assert task.shift("numbered").labels.tolist() == [0, 2]
+
+    def test_one_class_alone_measures_nothing(self, told: Opened, tmp_path: Path) -> None:
+        write(tmp_path / "drawn/mute swan/1.png", PNG)
+        with pytest.raises(UsageError, match=r"shift drawn of task birds: all images are of 'mute swan'; give it two"):
+            told("shifts: {drawn: ../drawn}").shift("drawn")
+
+    def test_content_has_a_fingerprint_of_its_own(self, told: Opened, tmp_path: Path) -> None:
+        for name in ("mute swan", "grey heron"):
+            write(tmp_path / f"drawn/{name}/1.png", PNG)
+        before = told("shifts: {drawn: ../drawn}").shift_fingerprints
+        assert before == told("shifts: {drawn: {data: ../drawn}}").shift_fingerprints
+        write(tmp_path / "drawn/mute swan/1.png", PNG + b"x")
+        after = told("shifts: {drawn: ../drawn}").shift_fingerprints
+        assert (list(before), before == after) == (["drawn"], False)
 
     def test_from_another_layout(self, told: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         miniatures.clip_benchmark(tmp_path / "other", monkeypatch)
@@ -193,6 +208,11 @@ class TestShifts:
         ("kind: webdataset", r"no split 'train' in"),
         ("name: a/b", "name: string should match pattern"),
         ("shifts: {drawn: nowhere}", "nowhere: no such file or folder"),
+        (
+            "shifts: {test: {data: ., test: test}}",
+            r"task.yaml: shifts: 'test' is a split; call the shift something else",
+        ),
+        ("shifts: {../drawn: .}", r"task.yaml: shifts\.\.\./drawn: .*not '../drawn'"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(text: str, message: str, told: Opened) -> None:
