@@ -3,9 +3,9 @@
 θ (d, B, k) minimises, for each of B penalties apart, the mean cross-entropy of rows·θ plus half the sum of penalty·θ²; the last
 row of θ are intercepts, which cost nothing. The B problems run in step, and one that is done stands still.
 
-In the features' principal axes the Hessian's diagonal, the mean of x²·p(1 − p) over the rows, is most of it, and makes the
-preconditioner. Products with the Hessian may be taken in a narrower type, for they only choose a direction: gradient, objective
-and line search never are, so what is solved stays the same.
+The preconditioner is each class's own block of the Hessian, the rows weighed by their curvature p(1 − p): their mean as a matrix of
+rank one and, in the features' principal axes, only the variances around it. Products with the Hessian may be taken in a narrower
+type, for they only choose a direction: gradient, objective and line search never are, so what is solved stays the same.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from torch import Tensor
 TOLERANCE = 1e-6  # of the largest entry of the gradient; scikit-learn's default `tol` is 1e-4
 GAIN = 1e-5  # of the last Newton step, as a share of the objective: gradients are small where regularisation is weak
 _NEWTON_STEPS, _CONJUGATE_STEPS = 200, 2000  # far above what either needs; they end a loop that makes no headway
+_TINY = 1e-12
+_ROUNDED = 1e-3  # of a mean square: variances below it are lost in the rounding of narrow products
 _RECENT = 5  # conjugate steps that together may gain a tenth of GAIN before a Newton step ends
 
 
@@ -30,6 +32,27 @@ class Minimum:
     theta: Tensor
     value: Tensor
     gradient: Tensor
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Of each problem and class the matrix diag(1 / `inverse`) + w · `mean` `mean`ᵀ, positive definite; it is never written out."""
+
+    inverse: Tensor  # (d, B, k)
+    mean: Tensor  # (d, B, k)
+    share: Tensor  # (B, k), what Sherman and Morrison's formula makes of w
+
+    @classmethod
+    def of(cls, weight: Tensor, mean: Tensor, square: Tensor, penalty: Tensor) -> Blocks:
+        """Of the rows' weights (B, k), weighted mean and weighted mean square (d, B, k), and penalties (d, B, 1)."""
+        variance = (square - weight * mean**2).clamp_min(_ROUNDED * square)  # the intercept's is 0
+        inverse = 1 / (variance + penalty).clamp_min(_TINY)
+        return cls(inverse, mean, weight / (1 + weight * (mean**2 * inverse).sum(0)))
+
+    def solve(self, right: Tensor) -> Tensor:
+        """The z (d, B, k) of block · z = `right`."""
+        z = self.inverse * right
+        return z - self.inverse * self.mean * (self.share * (self.mean * z).sum(0))
 
 
 @dataclass(frozen=True)
@@ -72,10 +95,10 @@ class Problem:
             active = ~((largest <= bound) & (gain <= GAIN * value) | stuck)
             if not active.any():
                 break
-            inverse = 1 / self._diagonal(p)
-            size = _dot(gradient, inverse * gradient)
+            blocks = self._blocks(p)
+            size = _dot(gradient, blocks.solve(gradient))
             first = size if first is None else first
-            step = self._newton_step(p, gradient, inverse, first, value, active)
+            step = self._newton_step(p, gradient, blocks, first, value, active)
             logit_step, slope = self._logits(step), _dot(gradient, step)
             length, there = self._line_search(logits, theta, logit_step, step, value, slope)
             gain, stuck = torch.where(active, value - there, gain), stuck | active & (length == 0)
@@ -95,13 +118,15 @@ class Problem:
         """`rows`ᵀ `over_classes` / n + `penalty` θ, the product in the type of `rows`: the gradient, or the Hessian times θ."""
         return _product(rows.T, over_classes).to(theta.dtype) / len(rows) + self.penalty * theta
 
-    def _diagonal(self, p: Tensor) -> Tensor:
-        """The Hessian's, (d, B, k)."""
-        curvature = _product(self.narrow_rows.square().T, p - p * p).to(p.dtype) / len(p)
-        return (curvature + self.penalty).clamp_min(1e-12)
+    def _blocks(self, p: Tensor) -> Blocks:
+        curvature = p - p * p  # (n, B, k)
+        weight = curvature.mean(0)
+        mean = _product(self.narrow_rows.T, curvature).to(p.dtype) / (len(p) * weight.clamp_min(_TINY))
+        square = _product(self.narrow_rows.square().T, curvature).to(p.dtype) / len(p)
+        return Blocks.of(weight, mean, square, self.penalty)
 
     def _newton_step(
-        self, p: Tensor, gradient: Tensor, inverse: Tensor, first: Tensor, value: Tensor, active: Tensor
+        self, p: Tensor, gradient: Tensor, blocks: Blocks, first: Tensor, value: Tensor, active: Tensor
     ) -> Tensor:
         """A descent direction s with H s ≈ −gradient where `active`, else 0.
 
@@ -109,7 +134,7 @@ class Problem:
         superlinearly, or when the last few gain next to nothing and the residual is within the tolerance.
         """
         residual, step = -gradient, torch.zeros_like(gradient)
-        direction = inverse * residual
+        direction = blocks.solve(residual)
         size = _dot(residual, direction)
         enough = size * (size / first).pow(0.25).clamp(max=0.3) ** 2
         going, gains = active & (size > 0), deque[Tensor](maxlen=_RECENT)
@@ -121,7 +146,7 @@ class Problem:
             length = torch.where(going, size / _dot(direction, curved), 0)
             step += length[:, None] * direction
             residual -= length[:, None] * curved
-            scaled = inverse * residual
+            scaled = blocks.solve(residual)
             last, size = size, _dot(residual, scaled)
             gains.append(length * last / 2)
             going = going & (size > enough)
