@@ -7,7 +7,7 @@ and how many there are. `device` is cpu, cuda or cuda:N.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from retrieve_or_generate.pool.layout import Pool
     from retrieve_or_generate.pool.verify import PoolCheck
     from retrieve_or_generate.takedown import Takedown
-    from retrieve_or_generate.tasks import Task
 
 POCKET = Experiment()
 
@@ -152,39 +151,46 @@ def synthesize(
 
 def finetune(
     out: Path,
-    train: Path | None = None,
+    train: Path | Sequence[Path] | None = None,
     task: str | None = None,
     scale: int | None = None,
     seed: int = 0,
     experiment: Experiment = POCKET,
     device: str = "cpu",
     save_model: bool = False,
+    gamma: float | None = None,
 ) -> Trial:
     """Train on `scale` images of the image set `train` (all by default), measure on `task`, and write a trial to `out`.
 
-    Without `train`, the model is measured off the shelf. Seeds, order and settings are those of `compare`. With `save_model` the
-    fine-tuned model lies in `out/model` (`finetune/saved.py`), which plain open_clip loads, and every verb as a model. A
-    call that was terminated is gone on with by the same call.
+    Two sets are mixed: all images of both, or half of `scale` from each; with `gamma` half of each batch comes from each, and the
+    loss is γ · L(the first's) + (1 − γ) · L(the second's). Without `train`, the model is measured off the shelf. Seeds, order and
+    settings are those of `compare`. With `save_model` the fine-tuned model lies in `out/model` (`finetune/saved.py`), which plain
+    open_clip loads, and every verb as a model. A call that was terminated is gone on with by the same call.
 
     Raises:
         UsageError: neither `train` nor `task`, a scale that a class cannot fill, or `out` holds something else.
     """
+    from retrieve_or_generate.compare.plan import plan_trial
     from retrieve_or_generate.finetune import finetune as adapt
     from retrieve_or_generate.finetune import read_trial, task_images, write_trial
     from retrieve_or_generate.finetune.checkpoint import FOLDER, Checkpoint, is_only_checkpoint
+    from retrieve_or_generate.finetune.mixing import joined
     from retrieve_or_generate.finetune.saved import save_model as write_model
     from retrieve_or_generate.finetune.trial import MODEL
     from retrieve_or_generate.image_set import load_image_set
     from retrieve_or_generate.models import load_model
     from retrieve_or_generate.tasks import load_task
+    from retrieve_or_generate.weights import clip_fingerprint
 
     check_device(device)
-    image_set = load_image_set(train) if train else None
-    name = task or (image_set.task if image_set else None)
+    folders = [train] if isinstance(train, Path) else list(train or ())
+    sets = [load_image_set(folder) for folder in folders[:1]]
+    sets += [load_image_set(folder, sets[0].task) for folder in folders[1:]]
+    name = task or (sets[0].task if sets else None)
     if name is None:
         raise UsageError("give the image set to train on (--train SET), or a task to measure the model on (--task T)")
     wanted = load_task(name)
-    plan = _plan(experiment, wanted, image_set, scale, seed)
+    plan = plan_trial(experiment, wanted, sets, clip_fingerprint(experiment.finetuned_model), scale, seed, gamma)
     checkpoint = Checkpoint(out / FOLDER, plan.key, experiment.finetune.checkpoint_every)
     if done := read_trial(out, plan.config):
         checkpoint.remove()
@@ -194,7 +200,8 @@ def finetune(
     if out.exists() and not is_only_checkpoint(out, checkpoint):
         raise UsageError(f"{out}: not empty, and not this trial; choose another --out")
     clip = load_model(experiment.finetuned_model, device)
-    images = _images(image_set, plan, clip) if image_set else None
+    parts = [_images(one, plan, source, clip) for one, source in zip(sets, plan.parts, strict=True)]
+    images = joined(*parts, gamma=gamma) if parts else None
     how, probe, at = experiment.finetune, experiment.linear_probe, plan.seed_value
     outcome = adapt(clip, images, task_images(wanted, clip), how, probe, seed=at, checkpoint=checkpoint)
     files = write_model(out / MODEL, clip, outcome.model, wanted.class_names, wanted.templates) if save_model else []
@@ -207,24 +214,12 @@ def _named(progress: Progress | None, what: str) -> Any:
     return partial(progress, what) if progress else None
 
 
-def _plan(experiment: Experiment, task: Task, image_set: ImageSet | None, scale: int | None, seed: int) -> TrialPlan:
-    """The one trial, planned as `compare` plans a grid that holds nothing else."""
-    from retrieve_or_generate.compare.plan import plan_trials
-    from retrieve_or_generate.weights import clip_fingerprint
-
-    source = image_set.source if image_set else "none"
-    size = (scale or int(image_set.counts().sum())) if image_set else 1
-    grid = experiment.model_copy(update={"sources": (source,), "scales": (size,), "seeds": seed + 1})
-    drawn = {(task.name, source): image_set} if image_set else {}
-    return plan_trials(grid, {task.name: task}, drawn, clip_fingerprint(experiment.finetuned_model))[-1]
-
-
-def _images(image_set: ImageSet, plan: TrialPlan, clip: ImageModel) -> LabelledImages:
+def _images(image_set: ImageSet, plan: TrialPlan, source: str, clip: ImageModel) -> LabelledImages:
     from retrieve_or_generate.compare.plan import chosen_rows
     from retrieve_or_generate.finetune import LabelledImages
     from retrieve_or_generate.pixels import decode_all
 
-    keys = chosen_rows(image_set, plan)
+    keys = chosen_rows(image_set, plan, source)
     labels = image_set.kept.set_index("key")["label"].loc[keys].to_numpy()
     return LabelledImages(decode_all(image_set.images(keys), clip.image_size), labels, tuple(keys))
 
@@ -258,7 +253,7 @@ def status(run: Path) -> dict[str, Any]:
             is_done(run, trial)
             for trial in plan_trials(experiment, named, drawn, clip_fingerprint(experiment.finetuned_model))
         )
-    made = len(named) * len(trained)
+    made = len(named) * len(experiment.set_sources)
     return {
         "experiment": experiment.name,
         "sets": [made - left, made],

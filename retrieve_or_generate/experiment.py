@@ -14,6 +14,7 @@ from retrieve_or_generate.settings import (
     PAPER_GENERATOR,
     CurateSettings,
     FinetuneSettings,
+    MixSettings,
     PerturbSettings,
     ProbeSettings,
     PromptSettings,
@@ -24,8 +25,11 @@ from retrieve_or_generate.settings import (
 )
 from retrieve_or_generate.yaml_files import read_mapping, validated
 
-KINDS = ("none", "retrieved", "synthetic", "perturbed")
-"""Where training images come from. A source is one of these, or `KIND-NAME`: one more set of a kind that can have several."""
+KINDS = ("none", "retrieved", "synthetic", "perturbed", "mixed")
+"""Where training images come from. A source is one of these, or `KIND-NAME`: one more set of a kind that can have several.
+
+`none` and `mixed` have no image set of their own: off the shelf needs no images, a mixture draws from two others' sets.
+"""
 
 _SEVERAL = ("synthetic", "perturbed")
 _SOURCE = re.compile(r"[a-z]+(-[A-Za-z0-9_.]+)?")
@@ -42,6 +46,7 @@ class Variant(Settings):
     generator: str | None = Field(None, description="another generator")
     synthesize: dict[str, Any] = Field({}, description="keys of synthesize that differ")
     perturb: dict[str, Any] = Field({}, description="keys of perturb that differ")
+    mix: MixSettings | None = Field(None, description="of a mixed source: what is drawn from which two")
 
 
 class Experiment(Settings):
@@ -58,9 +63,10 @@ class Experiment(Settings):
     )
     tasks: tuple[str, ...] = Field(("digits", "textures", "aircraft"), min_length=1)
     sources: tuple[str, ...] = Field(
-        KINDS,
+        ("none", "retrieved", "synthetic", "perturbed"),
         min_length=1,
-        description="none (off the shelf), retrieved, synthetic, perturbed; synthetic-STRATEGY, perturbed-STRENGTH, and variants",
+        description="none (off the shelf), retrieved, synthetic, perturbed; synthetic-STRATEGY, perturbed-STRENGTH, and variants, "
+        "among them mixed-NAME",
     )
     variants: dict[str, Variant] = Field({}, description="by source, such as synthetic-fast: what it does otherwise")
     primary: tuple[str, str] = Field(
@@ -106,7 +112,28 @@ class Experiment(Settings):
             raise ValueError(f"primary: {list(self.primary)} are not both among the sources")
         for source in self.sources:
             self.variant(source)
+        self._mixtures_are_known()
         return self
+
+    def _mixtures_are_known(self) -> None:
+        for source, given in self.variants.items():
+            if (given.mix is not None) != (kind_of(source) == "mixed"):
+                raise ValueError(
+                    f"variants.{source}: mix belongs to sources called mixed-NAME, and each of them needs one"
+                )
+            for one in given.mix.of if given.mix else ():
+                if one not in self.set_sources:
+                    raise ValueError(f"variants.{source}.mix.of: {unknown_name('source', one, self.set_sources)}")
+
+    @property
+    def set_sources(self) -> tuple[str, ...]:
+        """The sources that have an image set of their own."""
+        return tuple(source for source in self.sources if kind_of(source) not in ("none", "mixed"))
+
+    def mix(self, source: str) -> MixSettings | None:
+        """What a mixed source is drawn from; None of any other."""
+        given = self.variants.get(source)
+        return given.mix if given else None
 
     def check_selection(self) -> None:
         """What is compared: `UsageError` unless every selecting source stands beside random selection of equal size.
@@ -128,7 +155,11 @@ class Experiment(Settings):
         `synthetic-STRATEGY` and `perturbed-STRENGTH` need no entry in `variants`. Raises `ValueError` for a source that does.
         """
         kind, _, name = source.partition("-")
-        if not name:
+        if kind == "mixed" and source not in self.variants:
+            raise ValueError(
+                f"sources: {source!r} says nothing of what is mixed; add variants.{source}: {{mix: {{of: [...]}}}}"
+            )
+        if not name or kind == "mixed":
             return self
         given = self.variants.get(source) or _by_name(kind, name)
         if given is None or kind not in _SEVERAL:

@@ -314,6 +314,51 @@ class CurateSettings(Settings):
         return splits
 
 
+class MixSettings(Settings):
+    """A training set drawn from two sources: at the scale's size, by count, or weighed in the loss."""
+
+    of: tuple[str, str] = Field(..., description="the two sources, both of which the experiment lists")
+    share: float | None = Field(
+        None, gt=0, lt=1, description="of the first in a set of as many images as the scale says; null: half"
+    )
+    counts: tuple[Annotated[int, Field(ge=1)] | None, Annotated[int, Field(ge=1)] | None] | None = Field(
+        None, description="in place of share: images of each, whatever the scale; null: as many as the scale says"
+    )
+    gamma: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="batches of equal halves, their loss γ of the first's and 1 − γ of the second's; null: one set, one loss",
+    )
+
+    @model_validator(mode="after")
+    def _two(self) -> MixSettings:
+        if self.of[0] == self.of[1]:
+            raise ValueError(f"of names {self.of[0]!r} twice")
+        if self.counts and self.share is not None:
+            raise ValueError("give share or counts, not both")
+        return self
+
+    @property
+    def first_share(self) -> float:
+        """Of the first source, where the mixture goes by share."""
+        return 0.5 if self.share is None else self.share
+
+    @property
+    def words(self) -> str:
+        """What a training set of it holds, for the report."""
+        first, second = self.of
+        if self.counts is None:
+            drawn = f"{self.first_share:.0%} of the images {first}, the others {second}"
+        else:
+            sizes = zip(self.counts, self.of, strict=True)
+            drawn = " and ".join(f"{count:,} {one}" if count else f"n {one}" for count, one in sizes) + " images"
+        if self.gamma is None:
+            return drawn
+        weighed = f"the loss {self.gamma:g} of the {first} half's and {1 - self.gamma:g} of the {second} half's"
+        return f"{drawn}, half of each batch from each, {weighed}"
+
+
 class FinetuneSettings(Settings):
     """How CLIP is adapted to a training set."""
 

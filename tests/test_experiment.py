@@ -7,6 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -227,3 +228,38 @@ def test_the_preset_of_the_paper_gives_way_to_what_is_said() -> None:
     settings = parse_experiment({"synthesize": {"preset": "paper", "num_inference_steps": 20}}).synthesize
     assert (settings.guidance_scale, settings.resolution, settings.stored_size) == (2.0, 512, 256)
     assert (settings.num_inference_steps, settings.scheduler) == (20, "DDIMScheduler")
+
+
+def test_a_mixture_is_a_variant_that_names_its_two_sources() -> None:
+    of = ["retrieved", "synthetic"]
+    values = {
+        "sources": ["retrieved", "synthetic", "mixed-half", "mixed-more"],
+        "variants": {"mixed-half": {"mix": {"of": of}}, "mixed-more": {"mix": {"of": of, "counts": [9, None]}}},
+    }
+    experiment = parse_experiment(values)
+    assert experiment.set_sources == ("retrieved", "synthetic")
+    mix = experiment.mix("mixed-half")
+    assert mix is not None
+    assert (mix.first_share, mix.counts, mix.gamma) == (0.5, None, None)
+    assert experiment.mix("retrieved") is None
+    assert "mixed" not in str(Experiment().sources)
+    assert parse_experiment(yaml.safe_load(dump_experiment(experiment))) == experiment
+
+
+@pytest.mark.parametrize(
+    ("variants", "words"),
+    [
+        ({}, "'mixed-half' says nothing of what is mixed"),
+        ({"mixed-half": {}}, "mix belongs to sources called mixed-NAME, and each of them needs one"),
+        ({"mixed-half": {"mix": {"of": ["retrieved", "perturbed"]}}}, "unknown source 'perturbed'"),
+        ({"mixed-half": {"mix": {"of": ["retrieved", "mixed-half"]}}}, "unknown source 'mixed-half'"),
+        ({"mixed-half": {"mix": {"of": ["retrieved", "retrieved"]}}}, "names 'retrieved' twice"),
+        (
+            {"mixed-half": {"mix": {"of": ["retrieved", "synthetic"], "share": 0.5, "counts": [3, None]}}},
+            "give share or counts, not both",
+        ),
+    ],
+)
+def test_a_mixture_that_says_too_little_or_too_much_is_one_line(variants: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse_experiment({"sources": ["retrieved", "synthetic", "mixed-half"], "variants": variants})

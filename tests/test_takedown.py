@@ -88,16 +88,23 @@ def write_set(folder: Path, source: str, rows: list[tuple[str, bytes, dict[str, 
     seal_image_set(folder, manifest, curation={"none": True}, evaluation_copies={})
 
 
+def manifest_of(image_set: Path) -> str:
+    return str(read_json(image_set / "image_set.json")["files"]["manifest.parquet"]["sha256"])
+
+
 def write_trial(run: Path, name: str, image_set: Path, quotas: tuple[int, int], seed: int) -> None:
-    config = {
-        "task": {"name": "numbers"},
-        "source": "retrieved",
-        "scale": sum(quotas),
-        "seed": seed,
-        "seed_value": seed,
-        "quotas": list(quotas),
-        "image_set": read_json(image_set / "image_set.json")["files"]["manifest.parquet"]["sha256"],
-    }
+    cell = {"source": "retrieved", "scale": sum(quotas), "seed": seed, "seed_value": seed, "quotas": list(quotas)}
+    write_config(run, name, cell | {"image_set": manifest_of(image_set)})
+
+
+def write_mixture(run: Path, name: str, parts: dict[Path, tuple[int, int]]) -> None:
+    cell = {"source": "mixed-half", "scale": 9, "seed": 0, "seed_value": 0, "quotas": [9, 9]}
+    drawn = {path.name: list(quotas) for path, quotas in parts.items()}
+    write_config(run, name, cell | {"parts": drawn, "image_sets": {path.name: manifest_of(path) for path in parts}})
+
+
+def write_config(run: Path, name: str, config: dict[str, Any]) -> None:
+    config |= {"task": {"name": "numbers"}}
     write_json(run / "trials" / name / "config.json", config)
     seal(run / "trials" / name, "result.json", "k", [run / "trials" / name / "config.json"], metrics={})
 
@@ -157,6 +164,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> World:
         write_trial(run, f"small-{seed}", retrieved, (2, 2), seed)
     write_trial(run, "perturbed", perturbed, (5, 5), 0)
     write_trial(run, "elsewhere", other, (1, 0), 0)
+    write_mixture(run, "mixed", {retrieved: (1, 0), perturbed: (5, 5)})
+    write_mixture(run, "mixed-without", {retrieved: (1, 0), perturbed: (5, 0)})
     image_set = load_image_set(retrieved)
     plans = {f"small-{seed}": read_json(run / f"trials/small-{seed}/config.json") for seed in range(6)}
     trained = {
@@ -272,7 +281,7 @@ def test_everything_else_is_as_it_was(world: World) -> None:
 
 def test_what_was_trained_on_it_is_listed_and_marked(world: World) -> None:
     done = taken(world)
-    expected = world.trained | {"perturbed"}
+    expected = world.trained | {"perturbed", "mixed"}
     assert {trial.name for trial in done.trials} == expected
     for trial in (world.run / "trials").iterdir():
         assert (trial / "stale.json").exists() == (trial.name in expected)

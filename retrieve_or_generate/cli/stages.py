@@ -48,6 +48,7 @@ def compare(
     Examples:
       rog compare --seeds 3
       rog compare laion.yaml --device cuda --out runs/laion
+      rog compare experiments/mixing.yaml --out runs/mixing
       rog compare --set tasks=[digits] --set scales=[50] --seeds 1 --out runs/quick
     """
     from retrieve_or_generate import api
@@ -95,12 +96,27 @@ def retrieve(
 def finetune(
     experiment: ExperimentFile = None,
     train: Annotated[
-        Path | None,
-        typer.Option(metavar="SET", help="image set; left out: the model off the shelf", show_default=False),
+        list[Path] | None,
+        typer.Option(
+            metavar="SET",
+            help="image set, or given twice the two to mix; left out: the model off the shelf",
+            show_default=False,
+        ),
     ] = None,
     task: Task = None,
     scale: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="images to train on; default: all", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="images to train on, of two sets half from each; default: all", show_default=False
+        ),
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option(
+            metavar="G",
+            help="mix in the loss: batches of equal halves, G of the first set's loss and 1 - G of the second's",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="which of the paired repetitions")] = 0,
     save_model: Annotated[
@@ -121,14 +137,19 @@ def finetune(
     Examples:
       rog finetune --train sets/digits --scale 100 --seed 0 --out trials/digits-100
       rog finetune --task digits --out trials/digits-off-the-shelf
+      rog finetune --train sets/digits --train sets/generated --scale 100 --out trials/digits-mixed
     """
     from retrieve_or_generate import api
 
     asked = read_experiment(experiment, overrides)
-    folder = out or Path("runs") / f"{(train or Path(task or '')).name}-n{scale or 'all' if train else 0}-s{seed}"
-    trial = api.finetune(folder, train, task, scale, seed, asked, device, save_model)
+    folder = out or Path("runs") / f"{_called(train, task)}-n{scale or 'all' if train else 0}-s{seed}"
+    trial = api.finetune(folder, train, task, scale, seed, asked, device, save_model, gamma)
     lines = [f"{name:<40} {value:.4f}" for name, value in trial.metrics.items()]
     seen = "{n_train} images, {updates} updates, {wall_seconds:.1f} s on {device}; {n_test} test images".format(
         **trial.record
     )
     emit("\n".join([f"{folder}: {seen}", *lines]), {"out": folder, "metrics": trial.metrics}, as_json)
+
+
+def _called(train: list[Path] | None, task: str | None) -> str:
+    return "-".join(path.name for path in train) if train else Path(task or "").name

@@ -44,8 +44,8 @@ def set_folder(out: Path, task: str, source: str) -> Path:
 
 def open_sets(out: Path, tasks: dict[str, Task], experiment: Experiment) -> dict[tuple[str, str], ImageSet]:
     """All finished sets that trials draw from, by (task, source). Their files were verified when they were made."""
-    trained = [source for source in experiment.sources if source != "none"]
-    return {(task, source): load_image_set(set_folder(out, task, source), task) for task in tasks for source in trained}
+    sources = experiment.set_sources
+    return {(task, source): load_image_set(set_folder(out, task, source), task) for task in tasks for source in sources}
 
 
 def retrieved_sets(out: Path, tasks: dict[str, Task]) -> dict[str, ImageSet]:

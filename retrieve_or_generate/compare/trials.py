@@ -44,13 +44,18 @@ class _Bench:
         return self.tasks[name]
 
     def train(self, trial: TrialPlan) -> LabelledImages | None:
-        """The images of the trial, cut out of its decoded set; None off the shelf."""
+        """The images of the trial, cut out of its decoded set, or of two where it mixes them; None off the shelf."""
+        from retrieve_or_generate.finetune.mixing import joined
+
+        parts = [self._drawn(trial, source) for source in trial.parts]
+        mix = self.experiment.mix(trial.source)
+        return joined(*parts, gamma=mix.gamma if mix else None) if parts else None
+
+    def _drawn(self, trial: TrialPlan, source: str) -> LabelledImages:
         from retrieve_or_generate.finetune import LabelledImages
 
-        if trial.source == "none":
-            return None
-        image_set, place, pixels = self._decoded(trial.task, trial.source)
-        keys = chosen_rows(image_set, trial)
+        image_set, place, pixels = self._decoded(trial.task, source)
+        keys = chosen_rows(image_set, trial, source)
         labels = image_set.kept.set_index("key")["label"].loc[keys].to_numpy(np.int64)
         return LabelledImages(pixels[[place[key] for key in keys]], labels, tuple(keys))
 

@@ -61,20 +61,28 @@ class Paired(Classifier):
             embedded = self.text.encode_text(tokens)
         return F.normalize(embedded.float(), dim=1)
 
-    def contrast(self, images: Tensor, captions: Tensor) -> Tensor:
-        """CLIP's loss on (b, d) unit features: each image finds its caption among the batch's, and each caption its image."""
+    def contrast(self, images: Tensor, captions: Tensor, weights: Tensor | None = None) -> Tensor:
+        """CLIP's loss on (b, d) unit features: each image finds its caption among the batch's, and each caption its image.
+
+        `weights` (b,) say what each pair counts, by default all the same.
+        """
         logits = self.text.logit_scale.exp() * images @ captions.T
         own = torch.arange(len(images), device=images.device)
-        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        if weights is None:
+            return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        each = F.cross_entropy(logits, own, reduction="none") + F.cross_entropy(logits.T, own, reduction="none")
+        return each @ weights / 2
 
-    def losses_in_passes(self, pixels: Tensor, tokens: Tensor, most: int, parts: list[Tensor]) -> Iterator[Tensor]:
+    def losses_in_passes(
+        self, pixels: Tensor, tokens: Tensor, most: int, parts: list[Tensor], weights: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Losses whose gradients add up to that of the whole batch, with at most `most` images in the network at once.
 
         The loss looks across images, so features of all come first, then the gradient through them pass by pass (GradCache,
         arXiv 2101.06983). Its value goes to `parts`.
         """
         if len(pixels) <= most:
-            loss = self.contrast(self.features(pixels), self.caption_features(tokens))
+            loss = self.contrast(self.features(pixels), self.caption_features(tokens), weights)
             parts.append(loss.detach())
             yield loss
             return
@@ -83,7 +91,7 @@ class Paired(Classifier):
             captions = torch.cat([self.caption_features(part) for part in tokens.split(most)])
         images.requires_grad_()
         captions.requires_grad_()
-        loss = self.contrast(images, captions)
+        loss = self.contrast(images, captions, weights)
         parts.append(loss.detach())
         yield loss
         assert images.grad is not None

@@ -16,6 +16,7 @@ from retrieve_or_generate.finetune.augment import cropped, shifted
 from retrieve_or_generate.finetune.classifier import Classifier
 from retrieve_or_generate.finetune.contrastive import Paired
 from retrieve_or_generate.finetune.data import LabelledImages
+from retrieve_or_generate.finetune.mixing import batches_of
 from retrieve_or_generate.models import plain_attention
 from retrieve_or_generate.seeds import seed_for
 from retrieve_or_generate.settings import FinetuneSettings
@@ -40,7 +41,8 @@ class Learner:
         self.classifier, self.settings = classifier, settings
         self.images = torch.from_numpy(train.images).to(classifier.device)
         self.labels = torch.from_numpy(train.labels).to(classifier.device)
-        self.order = recipe.batches(settings, len(train), seed)
+        self.order, weights = batches_of(train, settings, seed)
+        self.weights = None if weights is None else weights.to(classifier.device)
         self.draw = torch.Generator().manual_seed(seed_for("finetune", "augmentation", seed))
         groups = [(list[Tensor](classifier.tower.parameters()), 1.0)]
         if isinstance(classifier, Paired):
@@ -93,11 +95,15 @@ class Learner:
     def _losses_of(self, images: Tensor, targets: Tensor, parts: list[Tensor]) -> Iterator[Tensor]:
         """The mean loss of the batch in parts, one a pass; their values go to `parts`."""
         if isinstance(self.classifier, Paired):
-            yield from self.classifier.losses_in_passes(images, targets, self.images_per_pass, parts)
+            yield from self.classifier.losses_in_passes(images, targets, self.images_per_pass, parts, self.weights)
             return
-        passes = zip(images.split(self.images_per_pass), targets.split(self.images_per_pass), strict=True)
-        for some, theirs in passes:
-            loss = F.cross_entropy(self.classifier(some), theirs) * (len(theirs) / len(targets))
+        for start in range(0, len(targets), self.images_per_pass):
+            some = slice(start, start + self.images_per_pass)
+            logits, labels = self.classifier(images[some]), targets[some]
+            if self.weights is None:
+                loss = F.cross_entropy(logits, labels) * (len(labels) / len(targets))
+            else:
+                loss = F.cross_entropy(logits, labels, reduction="none") @ self.weights[some]
             parts.append(loss.detach())
             yield loss
 

@@ -84,6 +84,8 @@ def label_of(source: str) -> str:
     name = source.partition("-")[2]
     if strength_of(source) is not None:
         return f"strength {name}"
+    if source.startswith("mixed-"):
+        return shortened(f"mixed {name}", 14)
     return "off the shelf" if source == "none" else shortened(name or source, 14)
 
 

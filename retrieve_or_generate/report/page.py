@@ -201,6 +201,12 @@ def _strengths(run: Run) -> list[dict[str, Any]]:
     return [vars(strip) | {"task": shortened(task, 60)} for task, strip in found if strip]
 
 
+def _mixtures(run: Run) -> list[tuple[str, str]]:
+    """Each mixed source and what it holds."""
+    mixed = [(source, run.experiment.mix(source)) for source in in_order(run.experiment.sources)]
+    return [(visible(source), visible(mix.words)) for source, mix in mixed if mix]
+
+
 def _environment(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows = []
     for name, value in sorted(values.items()):
@@ -278,6 +284,7 @@ def render(
         "any_contrast": bool(figures.contrasts),
         "caveats": [_typeset(caveat) for caveat in verdict["caveats"] if caveat != POCKET_CAVEAT],
         "metrics": _metric_blocks(run, figures.accuracy),
+        "mixtures": _mixtures(run),
         "by_source": _metric_blocks(run, figures.sources),
         "by_strength": _metric_blocks(run, figures.strength),
         "equivalences": [_typeset(row["sentence"]) for row in verdict["equivalences"]],

@@ -24,16 +24,24 @@ def mark_stale(
     opened: dict[str, ImageSet | None] = {}
     stale = []
     for trial, config in _trials(folders):
-        sha = config.get("image_set")
-        if sha not in versions:
-            continue
-        image_set, manifest = versions[sha]
-        if sha not in opened:
-            opened[sha] = _opened(image_set, manifest)
-        if _trained_on(opened[sha], affected[image_set], config):
-            _mark(trial, shas)
-            stale.append(trial)
+        for source, sha in _sets_of(config).items():
+            if sha not in versions:
+                continue
+            image_set, manifest = versions[sha]
+            if sha not in opened:
+                opened[sha] = _opened(image_set, manifest)
+            if _trained_on(opened[sha], affected[image_set], config, source):
+                _mark(trial, shas)
+                stale.append(trial)
+                break
     return stale
+
+
+def _sets_of(config: dict[str, Any]) -> dict[str, str]:
+    """The manifests of the image sets that a trial drew from, by source: two of a mixture."""
+    if "image_sets" in config:
+        return dict(config["image_sets"])
+    return {config["source"]: config["image_set"]} if "image_set" in config else {}
 
 
 def _opened(image_set: SetFolder, manifest: Path) -> ImageSet | None:
@@ -44,12 +52,12 @@ def _opened(image_set: SetFolder, manifest: Path) -> ImageSet | None:
         return None
 
 
-def _trained_on(image_set: ImageSet | None, keys: frozenset[str], config: dict[str, Any]) -> bool:
+def _trained_on(image_set: ImageSet | None, keys: frozenset[str], config: dict[str, Any], source: str) -> bool:
     """Whether one of the keys is among the trial's; so it is taken to be where nobody can tell."""
     if image_set is None:
         return True
     plan = TrialPlan(config["task"]["name"], config["source"], config["scale"], config["seed"], config)
-    return not keys.isdisjoint(chosen_rows(image_set, plan))
+    return not keys.isdisjoint(chosen_rows(image_set, plan, source))
 
 
 def _trials(folders: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -17,7 +17,7 @@ import yaml
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.report import write_report
-from retrieve_or_generate.report.run import COLUMNS, open_run
+from retrieve_or_generate.report.run import COLUMNS, open_run, read_results
 
 CAVEAT = "Pocket numbers say nothing about LAION-2B."
 HOSTILE = (
@@ -145,6 +145,33 @@ def only_digits(folder: Path, **changes: object) -> pd.DataFrame:
     results = results[results["task"] == "digits"]
     results.to_parquet(folder / "results.parquet", index=False)
     return results
+
+
+def test_a_mixture_has_no_set_and_its_own_name_curve_and_words(
+    run_folder: Path, rewrite: Callable[[Path, pd.DataFrame], None]
+) -> None:
+    path = run_folder / "experiment.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["sources"] = [*values["sources"], "mixed-half", "mixed-more"]
+    of = ["retrieved", "synthetic"]
+    values["variants"] = {
+        "mixed-half": {"mix": {"of": of, "gamma": 0.3}},
+        "mixed-more": {"mix": {"of": of, "counts": [200, None]}},
+    }
+    path.write_text(yaml.safe_dump(values))
+    results = read_results(run_folder / "results.parquet")
+    mine = results[results["source"] == "perturbed"]
+    rows = pd.concat([results, *(mine.assign(source=name) for name in ("mixed-half", "mixed-more"))])
+    rewrite(run_folder, rows)
+    write_report(run_folder)
+    page = (run_folder / "report.html").read_text()
+    assert "mixed-more: 200 retrieved and n synthetic images" in page
+    assert (
+        "50% of the images retrieved, the others synthetic, half of each batch from each, the loss 0.3 of the" in page
+    )
+    assert "same number of updates, but for mixtures by count." in page
+    assert any(">mixed half<" in path.read_text() for path in (run_folder / "figures").iterdir())
+    assert "lacks" not in page
 
 
 def test_outside_the_pocket_world_the_caveat_is_about_other_peoples_images(run_folder: Path) -> None:
