@@ -17,10 +17,8 @@ from retrieve_or_generate.experiment import Experiment
 from retrieve_or_generate.progress import Progress, bytes_of
 
 if TYPE_CHECKING:
-    from retrieve_or_generate.compare.plan import TrialPlan
-    from retrieve_or_generate.finetune import LabelledImages, Trial
+    from retrieve_or_generate.finetune import Trial
     from retrieve_or_generate.image_set import ImageSet
-    from retrieve_or_generate.models import ImageModel
     from retrieve_or_generate.pool.footprint import Footprint
     from retrieve_or_generate.pool.index import Index
     from retrieve_or_generate.pool.layout import Pool
@@ -170,10 +168,11 @@ def finetune(
     Raises:
         UsageError: neither `train` nor `task`, a scale that a class cannot fill, or `out` holds something else.
     """
-    from retrieve_or_generate.compare.plan import plan_trial
+    from retrieve_or_generate.compare.plan import chosen_rows, plan_trial
     from retrieve_or_generate.finetune import finetune as adapt
     from retrieve_or_generate.finetune import read_trial, task_images, write_trial
     from retrieve_or_generate.finetune.checkpoint import FOLDER, Checkpoint, is_only_checkpoint
+    from retrieve_or_generate.finetune.data import decoded_set
     from retrieve_or_generate.finetune.mixing import joined
     from retrieve_or_generate.finetune.saved import save_model as write_model
     from retrieve_or_generate.finetune.trial import MODEL
@@ -200,10 +199,14 @@ def finetune(
     if out.exists() and not is_only_checkpoint(out, checkpoint):
         raise UsageError(f"{out}: not empty, and not this trial; choose another --out")
     clip = load_model(experiment.finetuned_model, device)
-    parts = [_images(one, plan, source, clip) for one, source in zip(sets, plan.parts, strict=True)]
-    images = joined(*parts, gamma=gamma) if parts else None
     how, probe, at = experiment.finetune, experiment.linear_probe, plan.seed_value
-    outcome = adapt(clip, images, task_images(wanted, clip), how, probe, seed=at, checkpoint=checkpoint)
+    size, parts = how.working_size or clip.image_size, []
+    for one, source in zip(sets, plan.parts, strict=True):
+        keys = chosen_rows(one, plan, source)
+        parts.append(decoded_set(one, size, how.preprocess, keys).drawn(keys))
+    images = joined(*parts, gamma=gamma) if parts else None
+    shown = task_images(wanted, clip, how.preprocess)
+    outcome = adapt(clip, images, shown, how, probe, seed=at, checkpoint=checkpoint)
     files = write_model(out / MODEL, clip, outcome.model, wanted.class_names, wanted.templates) if save_model else []
     trial = write_trial(out, plan.config, outcome, model=files)
     checkpoint.remove()
@@ -212,16 +215,6 @@ def finetune(
 
 def _named(progress: Progress | None, what: str) -> Any:
     return partial(progress, what) if progress else None
-
-
-def _images(image_set: ImageSet, plan: TrialPlan, source: str, clip: ImageModel) -> LabelledImages:
-    from retrieve_or_generate.compare.plan import chosen_rows
-    from retrieve_or_generate.finetune import LabelledImages
-    from retrieve_or_generate.pixels import decode_all
-
-    keys = chosen_rows(image_set, plan, source)
-    labels = image_set.kept.set_index("key")["label"].loc[keys].to_numpy()
-    return LabelledImages(decode_all(image_set.images(keys), clip.image_size), labels, tuple(keys))
 
 
 def status(run: Path) -> dict[str, Any]:

@@ -390,10 +390,18 @@ class ImageSet:
         """The images' bytes as stored, in the order of `keys`. Raises `KeyError` for a key that is no candidate's and
         `IntegrityError` for one whose image no shard holds.
         """
+        return self._reader.read(self.places(keys))
+
+    def places(self, keys: Sequence[str]) -> list[tuple[str, str]]:
+        """The shard and the key of each image; `KeyError` for a key that is no candidate's."""
         shards = self.manifest.set_index("key")["shard"].reindex(list(keys))
         if shards.isna().any():
             raise KeyError(f"{self.folder}: no candidate {shards.index[shards.isna()][0]!r}")
-        return self._reader.read(list(zip(shards.tolist(), keys, strict=True)))
+        return list(zip(shards.tolist(), keys, strict=True))
+
+    def image_at(self, place: tuple[str, str]) -> bytes:
+        """The bytes of one image; raises as `images` does."""
+        return self._reader.read([place])[0]
 
 
 def _member_places(path: Path) -> dict[str, tuple[int, int]]:

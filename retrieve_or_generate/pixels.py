@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 MAX_PIXELS = 2**26
 _FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+Framing = Literal["square", "paper"]
+"""What of a picture is shown: its central square; as in 2406.05184 the whole of it, with white borders where it is not square."""
+_CHUNK = 16  # pictures that a thread decodes at a time
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,11 +36,11 @@ _UPRIGHT = {
 
 
 class UndecodableImage(ValueError):
-    """Bytes that are no picture for us. `reason`: empty, format, too_large, animated, mode or broken."""
+    """Bytes that are no picture for us. `reason`: empty, format, too_large, animated, mode or broken; of many, `row` is which."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
-        self.reason = reason
+        self.reason, self.row = reason, 0
 
 
 def suffix_of(data: bytes) -> str:
@@ -106,12 +113,23 @@ def decode(data: bytes, most_pixels: int = MAX_PIXELS) -> np.ndarray:
     `UndecodableImage` for every input that is not a whole, still JPEG, PNG or WebP of at most `most_pixels` pixels; the size is
     read from the header, before anything is unpacked.
     """
+    with _quietly():
+        return _checked(data, most_pixels)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Pillow's warnings unsaid, but for the one that is an error. Filters belong to the process, so threads share one block."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _checked(data: bytes, most_pixels: int) -> np.ndarray:
     suffix_of(data)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode(data, most_pixels)
+        return _decode(data, most_pixels)
     except UndecodableImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -134,12 +152,63 @@ def to_square(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-def decode_all(data: Sequence[bytes], size: int) -> np.ndarray:
+def with_border(image: np.ndarray, size: int) -> np.ndarray:
+    """(h, w, 3) uint8 to (size, size, 3): the longer side brought to `size`, bicubic with antialiasing, and white beside it.
+
+    The shape that img2dataset's `resize_mode=border` gives, its default, which 2406.05184 stored retrieved images with.
+    """
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    inner = max(1, round(height * scale)), max(1, round(width * scale))
+    square = np.full((size, size, 3), 255, np.uint8)
+    top, left = (size - inner[0]) // 2, (size - inner[1]) // 2
+    resized = Image.fromarray(image).resize((inner[1], inner[0]), Image.Resampling.BICUBIC)
+    square[top : top + inner[0], left : left + inner[1]] = np.asarray(resized)
+    return square
+
+
+_FRAMED: dict[Framing, Callable[[np.ndarray, int], np.ndarray]] = {"square": to_square, "paper": with_border}
+
+
+def decode_into(
+    pixels: np.ndarray,
+    read: Callable[[int], bytes],
+    framing: Framing = "square",
+    threads: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Fill `pixels` (n, 3, size, size) uint8 with the images that `read(row)` gives, on so many threads.
+
+    Decoders leave the interpreter to others meanwhile. `progress` is called with the rows done and their number.
+
+    Raises:
+        UndecodableImage: of the first row that is no picture; `row` says which.
+    """
+    size, framed = pixels.shape[-1], _FRAMED[framing]
+
+    def fill(start: int) -> int:
+        stop = min(start + _CHUNK, len(pixels))
+        for row in range(start, stop):
+            try:
+                pixels[row] = framed(_checked(read(row), MAX_PIXELS), size).transpose(2, 0, 1)
+            except UndecodableImage as error:
+                error.row = row
+                raise
+        return stop
+
+    starts = iter(range(0, len(pixels), _CHUNK))
+    with _quietly(), ThreadPoolExecutor(threads) as pool:
+        while some := list(islice(starts, 4 * threads)):  # a future for each of a million images would fill the memory
+            for done in pool.map(fill, some):
+                if progress:
+                    progress(done, len(pixels))
+
+
+def decode_all(data: Sequence[bytes], size: int, framing: Framing = "square") -> np.ndarray:
     """Many images to (n, 3, size, size) uint8, in their order. Raises `UndecodableImage` at the first that is none."""
-    pixels = np.empty((len(data), size, size, 3), dtype=np.uint8)
-    for row, one in enumerate(data):
-        pixels[row] = to_square(decode(one), size)
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    pixels = np.empty((len(data), 3, size, size), np.uint8)
+    decode_into(pixels, data.__getitem__, framing)
+    return pixels
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:

@@ -397,6 +397,20 @@ class FinetuneSettings(Settings):
     checkpoint_every: int = Field(
         0, ge=0, description="updates between two savings of a trial under way; 0: it is saved when it is terminated"
     )
+    preprocess: Literal["square", "paper"] = Field(
+        "square",
+        description="what of a picture is shown, of every source and the task: its central square; paper: all of it, with white "
+        "borders",
+    )
+    working_size: int | None = Field(
+        None,
+        ge=8,
+        description="side in pixels that training images are kept at; null: the model's (the paper: 256 for 224)",
+    )
+    flip: bool = Field(False, description="mirror half of the training images, drawn anew in each update")
+    compile: bool = Field(
+        False, description="compile the tower first: a minute, then faster (on a GPU); changes speed and last bits"
+    )
 
     @field_validator("wise_ft", mode="before")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import tracemalloc
+import warnings
 import zlib
 from collections import Counter
 from contextlib import suppress
@@ -20,10 +21,12 @@ from retrieve_or_generate.pixels import (
     UndecodableImage,
     decode,
     decode_all,
+    decode_into,
     encode_jpeg,
     encode_png,
     suffix_of,
     to_square,
+    with_border,
 )
 from retrieve_or_generate.settings import DownloadSettings
 
@@ -338,3 +341,41 @@ def test_decode_all_keeps_order_and_layout() -> None:
     assert decode_all([], 32).shape == (0, 3, 32, 32)
     with pytest.raises(UndecodableImage, match="format"):
         decode_all([encode_png(images[0]), b"no"], 32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "inner"), [((48, 96), (16, 32)), ((96, 48), (32, 16)), ((64, 64), (32, 32)), ((9, 300), (1, 32))]
+)
+def test_with_a_border_the_whole_picture_is_shown(shape: tuple[int, int], inner: tuple[int, int]) -> None:
+    image = _smooth(*shape)
+    square = with_border(image, 32)
+    top, left = (32 - inner[0]) // 2, (32 - inner[1]) // 2
+    shown = np.asarray(Image.fromarray(image).resize(inner[::-1], Image.Resampling.BICUBIC))
+    assert np.array_equal(square[top : top + inner[0], left : left + inner[1]], shown)
+    outside = np.ones((32, 32), bool)
+    outside[top : top + inner[0], left : left + inner[1]] = False
+    assert (square[outside] == 255).all()
+
+
+def test_a_square_has_no_border() -> None:
+    image = _noise(32, 32)
+    assert np.array_equal(with_border(image, 32), image)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_are_decoded_in_order_on_any_number_of_threads(threads: int) -> None:
+    images = [encode_png(_noise(20 + row % 7, 24, row)) for row in range(70)]
+    pixels, told = np.empty((70, 3, 16, 16), np.uint8), []
+    decode_into(pixels, images.__getitem__, threads=threads, progress=lambda done, total: told.append((done, total)))
+    assert np.array_equal(pixels, np.stack([to_square(decode(image), 16) for image in images]).transpose(0, 3, 1, 2))
+    assert told == [(done, 70) for done in (16, 32, 48, 64, 70)]
+    images[50] = images[20] = b"<html>"
+    with pytest.raises(UndecodableImage, match="format") as caught:
+        decode_into(pixels, images.__getitem__, threads=threads)
+    assert caught.value.row == 20
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were() -> None:
+    before = list(warnings.filters)
+    decode_into(np.empty((40, 3, 8, 8), np.uint8), lambda row: encode_png(_noise(9, 9, row)), threads=4)
+    assert warnings.filters == before

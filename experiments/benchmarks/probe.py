@@ -130,7 +130,9 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
             (spent, passed), results[name] = timed(work)
             seconds[name].append(spent)
             wall[name].append(passed)
-            print(f"{repeat + 1}/{given.repeats} {name}: {spent:.2f} s of CPU, {passed:.2f} s of wall clock", flush=True)
+            print(
+                f"{repeat + 1}/{given.repeats} {name}: {spent:.2f} s of CPU, {passed:.2f} s of wall clock", flush=True
+            )
     excess = [
         objective(train, a, C) / objective(train, b, C) - 1
         for a, b, C in zip(results["rog"], results["scikit_learn"], values, strict=True)

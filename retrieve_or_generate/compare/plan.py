@@ -23,7 +23,7 @@ from retrieve_or_generate.store import content_key
 from retrieve_or_generate.tasks import Task
 
 _VERSION = 1  # part of every key: raise when the same inputs give another result
-_LATER: dict[str, Any] = {"adversarial": None}
+_LATER: dict[str, Any] = {"adversarial": None, "preprocess": "square", "working_size": None, "flip": False}
 """Settings of `finetune` that the first trials did not have, by what they stood for then: with that, keys stay what they were."""
 
 
@@ -128,7 +128,7 @@ def _by_source(sets: Sequence[ImageSet]) -> dict[str, ImageSet]:
 
 def _shared(experiment: Experiment, task: Task, fingerprint: str) -> dict[str, Any]:
     """What every trial of a task follows from."""
-    how = experiment.finetune.model_dump(mode="json", exclude={"checkpoint_every", "model"})
+    how = experiment.finetune.model_dump(mode="json", exclude={"checkpoint_every", "compile", "model"})
     return {
         "version": _VERSION,
         "task": {"name": task.name, "fingerprint": task.fingerprint} | _shifts(task),

@@ -11,16 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from retrieve_or_generate.compare.plan import TrialPlan, chosen_rows
 from retrieve_or_generate.compare.sets import set_folder
 from retrieve_or_generate.experiment import Experiment
-from retrieve_or_generate.image_set import ImageSet, load_image_set
+from retrieve_or_generate.image_set import load_image_set
 from retrieve_or_generate.store import read_seal
 
 if TYPE_CHECKING:
     from retrieve_or_generate.finetune import LabelledImages, TaskImages
+    from retrieve_or_generate.finetune.data import DecodedSet
     from retrieve_or_generate.models import ImageModel
 
 
@@ -32,7 +31,7 @@ class _Bench:
     experiment: Experiment
     clip: ImageModel
     tasks: dict[str, TaskImages] = field(default_factory=dict)
-    sets: dict[tuple[str, str], tuple[ImageSet, dict[str, int], np.ndarray]] = field(default_factory=dict)
+    sets: dict[tuple[str, str], DecodedSet] = field(default_factory=dict)
 
     def task(self, name: str) -> TaskImages:
         from retrieve_or_generate.finetune import task_images
@@ -40,34 +39,25 @@ class _Bench:
 
         if name not in self.tasks:
             loaded = next(task for task in map(load_task, self.experiment.tasks) if task.name == name)
-            self.tasks[name] = task_images(loaded, self.clip)
+            self.tasks[name] = task_images(loaded, self.clip, self.experiment.finetune.preprocess)
         return self.tasks[name]
 
     def train(self, trial: TrialPlan) -> LabelledImages | None:
         """The images of the trial, cut out of its decoded set, or of two where it mixes them; None off the shelf."""
         from retrieve_or_generate.finetune.mixing import joined
 
-        parts = [self._drawn(trial, source) for source in trial.parts]
+        sets = {source: self.decoded(trial.task, source) for source in trial.parts}
+        parts = [one.drawn(chosen_rows(one.image_set, trial, source)) for source, one in sets.items()]
         mix = self.experiment.mix(trial.source)
         return joined(*parts, gamma=mix.gamma if mix else None) if parts else None
 
-    def _drawn(self, trial: TrialPlan, source: str) -> LabelledImages:
-        from retrieve_or_generate.finetune import LabelledImages
-
-        image_set, place, pixels = self._decoded(trial.task, source)
-        keys = chosen_rows(image_set, trial, source)
-        labels = image_set.kept.set_index("key")["label"].loc[keys].to_numpy(np.int64)
-        return LabelledImages(pixels[[place[key] for key in keys]], labels, tuple(keys))
-
-    def _decoded(self, task: str, source: str) -> tuple[ImageSet, dict[str, int], np.ndarray]:
-        from retrieve_or_generate.pixels import decode_all
+    def decoded(self, task: str, source: str) -> DecodedSet:
+        from retrieve_or_generate.finetune.data import decoded_set
 
         if (task, source) not in self.sets:
-            folder = set_folder(self.out, task, source)
+            folder, how = set_folder(self.out, task, source), self.experiment.finetune
             image_set = load_image_set(folder, task, verify=False)  # verified when the run was planned
-            keys = image_set.kept["key"].tolist()
-            pixels = decode_all(image_set.images(keys), self.clip.image_size)
-            self.sets[task, source] = image_set, {key: i for i, key in enumerate(keys)}, pixels
+            self.sets[task, source] = decoded_set(image_set, how.working_size or self.clip.image_size, how.preprocess)
         return self.sets[task, source]
 
 

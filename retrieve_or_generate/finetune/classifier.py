@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
+from retrieve_or_generate.finetune.data import Pixels
+from retrieve_or_generate.finetune.feed import in_order
 from retrieve_or_generate.models import ImageModel, plain_attention
 from retrieve_or_generate.precision import native
 
@@ -30,7 +31,7 @@ class Classifier(nn.Module):
         with torch.no_grad():
             self.head.weight.copy_(class_weights.T * clip.logit_scale)
             self.head.bias.zero_()
-        self.normalise = clip.normalise
+        self.normalise, self.image_size = clip.normalise, clip.image_size
         self.precision = native(precision, clip.device)
 
     @property
@@ -82,8 +83,7 @@ def _reads_class_token_only(tower: nn.Module) -> bool:
 
 
 @torch.inference_mode()
-def features_of(classifier: Classifier, images: np.ndarray, batch_size: int = 128) -> Tensor:
+def features_of(classifier: Classifier, images: Pixels, batch_size: int = 128) -> Tensor:
     """(n, 3, s, s) uint8 to (n, d) float32, unit length, on the classifier's device, in row order."""
     with plain_attention(classifier.device):
-        parts = torch.from_numpy(images).split(batch_size)
-        return torch.cat([classifier.features(part.to(classifier.device)) for part in parts])
+        return torch.cat([classifier.features(part) for part in in_order(images, batch_size, classifier.device)])

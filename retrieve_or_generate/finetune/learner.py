@@ -12,10 +12,11 @@ from torch import Tensor
 
 from retrieve_or_generate.endings import is_out_of_memory
 from retrieve_or_generate.finetune import recipe
-from retrieve_or_generate.finetune.augment import cropped, shifted
+from retrieve_or_generate.finetune.augment import cropped, flipped, resized, shifted
 from retrieve_or_generate.finetune.classifier import Classifier
 from retrieve_or_generate.finetune.contrastive import Paired
 from retrieve_or_generate.finetune.data import LabelledImages
+from retrieve_or_generate.finetune.feed import Feed
 from retrieve_or_generate.finetune.mixing import batches_of
 from retrieve_or_generate.models import plain_attention
 from retrieve_or_generate.seeds import seed_for
@@ -39,10 +40,10 @@ class Learner:
         images_per_pass: int | None = None,
     ):
         self.classifier, self.settings = classifier, settings
-        self.images = torch.from_numpy(train.images).to(classifier.device)
         self.labels = torch.from_numpy(train.labels).to(classifier.device)
         self.order, weights = batches_of(train, settings, seed)
         self.weights = None if weights is None else weights.to(classifier.device)
+        self.feed = Feed(train.images, self.order, classifier.device)
         self.draw = torch.Generator().manual_seed(seed_for("finetune", "augmentation", seed))
         groups = [(list[Tensor](classifier.tower.parameters()), 1.0)]
         if isinstance(classifier, Paired):
@@ -60,9 +61,9 @@ class Learner:
 
     def step(self) -> int:
         """One update; how many images it saw."""
-        rows = torch.from_numpy(next(self.order)).to(self.labels.device)
-        images, labels = self.images[rows], self.labels[rows]
-        augmented = cropped(images, self.draw) if self.settings.recipe == "paper" else shifted(images, self.draw)
+        rows, images = next(self.feed)
+        labels = self.labels[torch.from_numpy(rows).to(self.labels.device)]
+        augmented = self._augmented(images)
         paired = self.classifier if isinstance(self.classifier, Paired) else None
         targets = paired.drawn_captions(labels, self.draw) if paired else labels
         while not self._fits(augmented, targets):
@@ -70,6 +71,15 @@ class Learner:
         if paired:
             paired.bound_scale()
         return len(labels)
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        """At the model's size: as the recipe has it, mirrored where that is asked for."""
+        size = self.classifier.image_size
+        if self.settings.recipe == "paper":
+            augmented = cropped(images, self.draw, size)
+        else:
+            augmented = resized(shifted(images, self.draw), size)
+        return flipped(augmented, self.draw) if self.settings.flip else augmented
 
     def _fits(self, images: Tensor, targets: Tensor) -> bool:
         """Make the update, or find that passes of this size are too large for the memory; then nothing has changed.

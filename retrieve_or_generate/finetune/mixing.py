@@ -12,7 +12,7 @@ from torch import Tensor
 
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.finetune import recipe
-from retrieve_or_generate.finetune.data import LabelledImages
+from retrieve_or_generate.finetune.data import LabelledImages, together
 from retrieve_or_generate.seeds import seed_for
 from retrieve_or_generate.settings import FinetuneSettings
 
@@ -29,7 +29,8 @@ def joined(*parts: LabelledImages, gamma: float | None = None) -> LabelledImages
     """One training set of all parts, in their order; with `gamma`, of two whose losses are weighed."""
     if len(parts) == 1:
         return parts[0]
-    images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    images = together([part.images for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
     keys = tuple(key for part in parts for key in part.keys)
     if gamma is None:
         return LabelledImages(images, labels, keys)

@@ -54,11 +54,13 @@ def finetune(
         UsageError: images of another size, labels out of range, or training that diverged at every learning rate.
     """
     started = time.perf_counter()
-    parts = {"training": train, "task's train": task.train, "val": task.val, "test": task.test, **task.shifts}
+    settings = settings or FinetuneSettings()
+    if train is not None:
+        _check(train, "training", settings.working_size or clip.image_size, task.n_classes)
+    parts = {"task's train": task.train, "val": task.val, "test": task.test, **task.shifts}
     for what, images in parts.items():
-        if images is not None:
-            _check(images, what, clip.image_size, task.n_classes)
-    work = _Work(clip, task, settings or FinetuneSettings(), probe or ProbeSettings(), seed, checkpoint)
+        _check(images, what, clip.image_size, task.n_classes)
+    work = _Work(clip, task, settings, probe or ProbeSettings(), seed, checkpoint)
     zero_shot, probed = work.choose(train)
     own, *shifted = work.test(zero_shot, probed)
     return TrialOutcome(
@@ -70,6 +72,7 @@ def finetune(
         n_train=len(train) if train else 0,
         updates=recipe.plan(work.settings, len(train) if train else 0).updates,
         images_seen=work.images_seen,
+        stall_seconds=work.stall_seconds,
         wall_seconds=time.perf_counter() - started,
         device=clip.device.type,
         precision=str(work.classifier.precision).removeprefix("torch."),
@@ -155,6 +158,7 @@ class _Work:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: _Best = field(default_factory=_Best)
     images_seen: int = 0
+    stall_seconds: float = 0.0
     images_per_pass: int | None = None
 
     def __post_init__(self) -> None:
@@ -210,6 +214,8 @@ class _Work:
             looked = self._resume(saved, learner) if saved else 0
             saved = None
             self._descend(learner, plan, index, looked, start)
+            self.stall_seconds += learner.feed.waited
+            del learner  # its images make room for those of the next
 
     def _descend(self, learner: Learner, plan: recipe.Plan, index: int, looked: int, start: dict[str, Tensor]) -> None:
         """To the end of the plan, with the looks after `looked`; it ends early where the loss is no longer a number."""

@@ -38,6 +38,7 @@ class TrialOutcome:
     updates: int  # of each learning rate
     images_seen: int
     wall_seconds: float
+    stall_seconds: float  # of them, waiting for images to train on
     device: str
     precision: str  # that products were taken in
     model: dict[str, Tensor] = field(repr=False)  # tower and head that validation chose for zero-shot
@@ -120,6 +121,7 @@ def write_trial(folder: Path, config: dict[str, Any], outcome: TrialOutcome, *, 
         updates=outcome.updates,
         images_seen=outcome.images_seen,
         wall_seconds=outcome.wall_seconds,
+        stall_seconds=outcome.stall_seconds,
         device=outcome.device,
         precision=outcome.precision,
         **({"shifts": shifts} if shifts else {}),

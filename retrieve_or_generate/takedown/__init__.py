@@ -15,6 +15,7 @@ from pathlib import Path
 
 from retrieve_or_generate.blocklist import Blocklist, add_to_blocklist
 from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.finetune.decoded import forget_decoded
 from retrieve_or_generate.kept_texts import CAPTIONS, forget
 from retrieve_or_generate.progress import Progress
 from retrieve_or_generate.store import locked
@@ -69,6 +70,8 @@ def takedown(hash: str, folders: Sequence[Path], pool: str | None = None, progre
         removed = _remove(affected, problems)
         unfinished.remove(folders, shas)
         forget(CAPTIONS, shas)
+        if shas:
+            forget_decoded()
         count = shelf.remove(shas) if shelf is not None else 0
     return Takedown(tuple(sorted(shas)), tuple(listed), removed, count, tuple(stale), tuple(touched), tuple(problems))
 

@@ -6,7 +6,7 @@ ImageNet's 140 GB are never in memory: a split lists its images, and `images[row
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, overload
@@ -14,7 +14,7 @@ from typing import Protocol, overload
 import numpy as np
 
 from retrieve_or_generate.errors import IntegrityError
-from retrieve_or_generate.pixels import UndecodableImage, decode, to_square
+from retrieve_or_generate.pixels import Framing, UndecodableImage, decode_into
 
 
 class Images(Sequence[bytes]):
@@ -77,32 +77,50 @@ class ChosenImages(Images):
 
 @dataclass(frozen=True)
 class Split:
-    """`keys` and encoded `images` in one order, and their `labels` (n,) int64. `where` is what messages call the split."""
+    """`keys` and encoded `images` in one order, and their `labels` (n,) int64. `where` is what messages call the split.
+
+    `advice` follows where an image cannot be decoded.
+    """
 
     keys: Sequence[str]
     images: Sequence[bytes]
     labels: np.ndarray
     where: str = ""
+    advice: str = "rog tasks lists all such images of a task"
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def take(self, rows: np.ndarray) -> Split:
         """The images at these rows, in that order, still unread."""
-        return Split([self.keys[row] for row in rows], ChosenImages(self.images, rows), self.labels[rows], self.where)
+        return Split(
+            [self.keys[row] for row in rows],
+            ChosenImages(self.images, rows),
+            self.labels[rows],
+            self.where,
+            self.advice,
+        )
 
     def decoded(self, size: int, rows: Sequence[int] | None = None) -> np.ndarray:
         """(n, 3, size, size) uint8, of all images or those at `rows`; `IntegrityError` names one that is no picture."""
-        rows = range(len(self)) if rows is None else rows
-        pixels = np.empty((len(rows), size, size, 3), np.uint8)
-        for place, row in enumerate(rows):
-            try:
-                pixels[place] = to_square(decode(self.images[row]), size)
-            except UndecodableImage as error:
-                raise IntegrityError(
-                    f"{self.where}: {self.keys[row]}: cannot be decoded ({error}); rog tasks lists all such images of a task"
-                ) from error
-        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        split = self if rows is None else self.take(np.asarray(rows, np.int64))
+        pixels = np.empty((len(split), 3, size, size), np.uint8)
+        split.decode_into(pixels)
+        return pixels
+
+    def decode_into(
+        self,
+        pixels: np.ndarray,
+        framing: Framing = "square",
+        threads: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Fill `pixels` (n, 3, size, size) uint8, as `pixels.decode_into` does; raises as `decoded`."""
+        try:
+            decode_into(pixels, self.images.__getitem__, framing, threads, progress)
+        except UndecodableImage as error:
+            hint = f"; {self.advice}" if self.advice else ""
+            raise IntegrityError(f"{self.where}: {self.keys[error.row]}: cannot be decoded ({error}){hint}") from error
 
 
 class Reader(Protocol):

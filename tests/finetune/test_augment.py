@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
-from retrieve_or_generate.finetune.augment import cropped, shifted
+from retrieve_or_generate.finetune.augment import cropped, drawn_boxes, flipped, resized, shifted
 
 
 def test_shifting_moves_each_image_whole_and_repeats_its_edge() -> None:
@@ -16,19 +20,73 @@ def test_shifting_moves_each_image_whole_and_repeats_its_edge() -> None:
             assert result[:, row, column].tolist() == source.tolist()
 
 
-def test_cropping_keeps_flat_images_and_the_range_and_enlarges_by_up_to_a_twentieth() -> None:
+def smooth(count: int, side: int) -> torch.Tensor:
+    """(count, 3, side, side) uint8 waves: a resize that rounds halfway does not overshoot on them."""
+    place = torch.arange(side) / side * 6
+    phase = torch.arange(count * 3).view(count, 3, 1, 1)
+    return (127 + 60 * torch.sin(place[:, None] + phase) + 60 * torch.cos(1.7 * place - phase)).to(torch.uint8)
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 32), (37, 32), (256, 224), (64, 24)])
+def test_a_crop_is_pillows(side: int, size: int) -> None:
+    images = smooth(8, side)
+    result = cropped(images, torch.Generator().manual_seed(3), size)
+    boxes = torch.stack(drawn_boxes(8, side, torch.Generator().manual_seed(3)), 1).int().tolist()
+    assert len({tuple(box) for box in boxes}) > 4
+    for image, ours, (top, height, left, width) in zip(images, result, boxes, strict=True):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((left, top, left + width, top + height))
+        theirs = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        assert np.abs(ours.numpy() * 255 - theirs).max() < 1.6  # it rounds twice
+
+
+def test_boxes_are_drawn_as_torchvision_draws_them() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        image = torch.empty(3, 256, 256)
+        theirs = np.array([RandomResizedCrop.get_params(image, (0.9, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)])
+    top, height, left, width = (one.numpy() for one in drawn_boxes(20_000, 256, torch.Generator().manual_seed(0)))
+    assert (top.min(), left.min()) == (0, 0)
+    assert ((top + height).max(), (left + width).max()) == (256, 256)
+    whole = [
+        ((rows[:, 2] == 256) & (rows[:, 3] == 256)).mean() for rows in (theirs, np.stack([top, left, height, width], 1))
+    ]
+    assert whole[0] == pytest.approx(whole[1], abs=0.02)  # where ten boxes did not fit
+    for place, ours in enumerate((top, left, height, width)):
+        assert ours.mean() == pytest.approx(theirs[:, place].mean(), abs=0.4)
+        assert np.quantile(ours, [0.1, 0.5, 0.9]) == pytest.approx(
+            np.quantile(theirs[:, place], [0.1, 0.5, 0.9]), abs=2
+        )
+
+
+def test_crops_stay_in_range_and_keep_flat_images() -> None:
     flat = torch.full((4, 3, 32, 32), 51, dtype=torch.uint8)
     torch.testing.assert_close(cropped(flat, torch.Generator().manual_seed(0)), flat / 255)
-    ramp = (torch.arange(32) * 8).to(torch.uint8).expand(4, 3, 32, 32)
-    result = cropped(ramp, torch.Generator().manual_seed(0))
-    assert 0 <= result.min() <= result.max() <= 1
-    slope = (result[:, 0, 16, 24] - result[:, 0, 16, 8]) / 16 * 255 / 8
-    assert ((slope > 0.9**0.5 - 0.01) & (slope < 1.01)).all()
+    hard = 255 * torch.randint(0, 2, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    result = cropped(hard, torch.Generator().manual_seed(0))
+    assert (result.min(), result.max()) == (0, 1)
+
+
+def test_resizing_is_pillows_and_nothing_where_nothing_is_to_do() -> None:
+    images = smooth(2, 48)
+    assert resized(images, 48) is images
+    theirs = [
+        Image.fromarray(one.permute(1, 2, 0).numpy()).resize((32, 32), Image.Resampling.BICUBIC) for one in images
+    ]
+    expected = torch.from_numpy(np.stack([np.asarray(one) for one in theirs])).permute(0, 3, 1, 2)
+    assert (resized(images, 32) * 255 - expected).abs().max() < 1.6
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    images = torch.arange(400, dtype=torch.float32).view(-1, 1, 1, 2).expand(200, 3, 4, 2)
+    result = flipped(images, torch.Generator().manual_seed(0))
+    mirrored = (result == images.flip(3)).flatten(1).all(1)
+    assert torch.equal(result[~mirrored], images[~mirrored])
+    assert 70 < mirrored.sum() < 130
 
 
 def test_the_generator_decides() -> None:
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
-    for augment in (shifted, cropped):
+    for augment in (shifted, cropped, flipped):
         one, same, other = (augment(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
         assert torch.equal(one, same)
         assert not torch.equal(one, other)
