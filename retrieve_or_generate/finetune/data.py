@@ -44,7 +44,9 @@ class Joined:
 
     def __init__(self, parts: Sequence[Pixels]):
         self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
-        self.shape, self.dtype, self.ndim = (int(self.ends[-1]), *parts[0].shape[1:]), parts[0].dtype, parts[0].ndim
+        self.shape: tuple[int, ...] = (int(self.ends[-1]), *parts[0].shape[1:])
+        self.dtype: np.dtype[Any] = parts[0].dtype
+        self.ndim: int = parts[0].ndim
 
     def __len__(self) -> int:
         return self.shape[0]
