@@ -102,7 +102,7 @@ def tasks(
 
     Those of the pocket world are always there; published ones are read from files of yours below --data. A task is also a folder in
     CLIP_benchmark's webdataset layout, or one with a task.yaml (docs/tasks.md). Checking TASK reads and decodes its images, counts
-    them by split and class, and names those that cannot be read; exit code 2 where there are any.
+    them by split, shift and class, and names those that cannot be read; exit code 2 where there are any.
 
     \b
     Examples:
@@ -127,8 +127,11 @@ def tasks(
 
 
 def _task_lines(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [f"{'task':<14} {'classes':>7} {'train':>8} {'val':>6} {'test':>6}  files"]
-    return [*lines, *("{task:<14} {classes:>7} {train:>8} {val:>6} {test:>6}  {files}".format(**row) for row in rows)]
+    lines = [f"{'task':<16} {'classes':>7} {'train':>8} {'val':>6} {'test':>6}  files"]
+    for row in rows:
+        shifts = f", shifts: {', '.join(row['shifts'])}" if row["shifts"] else ""
+        lines.append("{task:<16} {classes:>7} {train:>8} {val:>6} {test:>6}  {files}".format(**row) + shifts)
+    return lines
 
 
 def models(

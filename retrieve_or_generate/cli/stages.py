@@ -130,8 +130,8 @@ def finetune(
 ) -> None:
     """Adapt the model to an image set and measure it.
 
-    Writes a trial: accuracy on the task's test images as zero-shot classifier and by linear probe, and every prediction.
-    --task is needed only where it is a folder, or without --train.
+    Writes a trial: accuracy on the task's test images, and on its shifted test sets, as zero-shot classifier and by linear probe,
+    and every prediction. --task is needed only where it is a folder, or without --train.
 
     \b
     Examples:
@@ -148,7 +148,11 @@ def finetune(
     seen = "{n_train} images, {updates} updates, {wall_seconds:.1f} s on {device}; {n_test} test images".format(
         **trial.record
     )
-    emit("\n".join([f"{folder}: {seen}", *lines]), {"out": folder, "metrics": trial.metrics}, as_json)
+    for shift, told in trial.shifts.items():
+        lines.append(f"{shift}: {told['n_test']} images of {told['classes']} classes, scores among these")
+        lines += [f"  {name:<38} {value:.4f}" for name, value in told["metrics"].items()]
+    found = {"out": folder, "metrics": trial.metrics, "shifts": trial.shifts}
+    emit("\n".join([f"{folder}: {seen}", *lines]), found, as_json)
 
 
 def _called(train: list[Path] | None, task: str | None) -> str:

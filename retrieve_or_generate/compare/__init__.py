@@ -58,7 +58,7 @@ def compare(
     if not is_finished(out, key):
         with locked(out):
             remove_leftovers(out)
-            write_head(out, experiment, device, inputs)
+            write_head(out, experiment, device, inputs, tasks)
             _run(_Run(experiment, tasks, out, device, jobs, progress, index_folder), key)
     return dict(read_json(out / "verdict.json"))
 

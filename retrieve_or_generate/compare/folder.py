@@ -6,6 +6,7 @@ Reads and writes `experiment.yaml` (resolved), `environment.json` and `run.json`
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,12 @@ def without_seeds(experiment: Experiment) -> dict[str, Any]:
     return experiment.model_dump(mode="json", exclude={"seeds"})
 
 
-def write_head(out: Path, experiment: Experiment, device: str, inputs: str) -> None:
-    """What the run is, before anything is run; the experiment last, as it marks the folder as a run."""
-    write_json(out / ENVIRONMENT, environment(device) | {"inputs": inputs})
+def write_head(out: Path, experiment: Experiment, device: str, inputs: str, tasks: Iterable[str]) -> None:
+    """What the run is, before anything is run; the experiment last, as it marks the folder as a run.
+
+    `tasks` are their names, which an experiment that gives them as files and folders does not say.
+    """
+    write_json(out / ENVIRONMENT, environment(device) | {"inputs": inputs, "tasks": list(tasks)})
     write_bytes(out / EXPERIMENT, dump_experiment(experiment).encode())
 
 

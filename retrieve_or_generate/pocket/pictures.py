@@ -73,6 +73,11 @@ def _scans() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {split: (digits.images[rows], digits.target[rows]) for split, rows in parts.items()}
 
 
+def evaluation_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The handwriting behind one split of the digits: (n, 8, 8) scans and (n,) labels, in the order of its pictures."""
+    return _scans()[split]
+
+
 def _draw(
     task: str, label: int, rng: np.random.Generator, scan: np.ndarray | None
 ) -> tuple[np.ndarray, tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 Writes below the cache folder (`ROG_CACHE`, or `~/.cache/rog`):
   `pool/`        what LAION published: img_emb/ text_emb/ metadata/, images as webdataset shards, and planted.parquet (the truth)
-  `tasks/NAME/`  what CLIP_benchmark reads: {train,val,test}/{nshards.txt,0.tar}, class names and templates
+  `tasks/NAME/`  what CLIP_benchmark reads: {train,val,test}/{nshards.txt,0.tar}, class names and templates;
+                 of `NAME-shifted` a task.yaml that extends NAME, and its shifted test set
 Both are sealed last (`pool.json`, `task.json`) with the checksum of every file.
 """
 
@@ -19,8 +20,9 @@ import pyarrow.parquet as pq
 
 from retrieve_or_generate.models import Clip, image_features, load_clip, text_features
 from retrieve_or_generate.pocket import captions
-from retrieve_or_generate.pocket.pictures import SPLITS, PoolRow, decode, evaluation_split, pool_rows
+from retrieve_or_generate.pocket.pictures import SPLITS, Labelled, PoolRow, decode, evaluation_split, pool_rows
 from retrieve_or_generate.pocket.places import FORMAT, POOL_SEAL, SEED_STUDY, TASK_SEAL, pool_place, task_place
+from retrieve_or_generate.pocket.shifted import SHIFTED
 from retrieve_or_generate.precision import one_thread
 from retrieve_or_generate.store import content_key, durable_file, locked, remove_leftovers, seal, write_bytes, write_tar
 
@@ -38,12 +40,14 @@ def build_pool() -> None:
 
 
 def build_task(task: str) -> None:
-    """Build one of the pocket tasks if it is not there."""
+    """Build one of the pocket tasks, and the one that it extends, if they are not there."""
+    if task in SHIFTED:
+        build_task(SHIFTED[task].of)
     folder = task_place(task)
     with locked(folder, wait=True):
         if not (folder / TASK_SEAL).is_file():
             remove_leftovers(folder)
-            _write_task(folder, task)
+            _write_shifted(folder, task) if task in SHIFTED else _write_task(folder, task)
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:
@@ -130,12 +134,7 @@ def _metadata(rows: tuple[PoolRow, ...], keys: list[str], first: int, similarity
 def _write_task(folder: Path, task: str) -> None:
     words = captions.VOCABULARIES[task]
     for split in SPLITS:
-        members: list[tuple[str, bytes]] = []
-        for index, picture in enumerate(evaluation_split(task, split)):
-            key = f"{index:06d}"
-            members += [(f"{key}.cls", str(picture.label).encode()), (f"{key}.jpg", picture.jpeg)]
-        write_tar(folder / split / "0.tar", members)
-        write_bytes(folder / split / "nshards.txt", b"1")
+        _write_split(folder / split, evaluation_split(task, split))
     write_bytes(folder / "classnames.txt", "\n".join(words.class_names).encode())
     write_bytes(
         folder / "zeroshot_classification_templates.txt",
@@ -143,7 +142,29 @@ def _write_task(folder: Path, task: str) -> None:
     )
     synonyms = [f"{name}\t{word}" for name in words.class_names for word in words.synonyms.get(name, ())]
     write_bytes(folder / "synonyms.tsv", "\n".join(synonyms).encode())
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".tar", ".txt", ".tsv")]
+    _seal_task(folder, task)
+
+
+def _write_shifted(folder: Path, task: str) -> None:
+    """The shifted test set in CLIP_benchmark's layout, and the file that attaches it."""
+    shift = SHIFTED[task]
+    _write_split(folder / shift.name / "test", shift.drawn())
+    write_bytes(folder / shift.name / "classnames.txt", "\n".join(captions.VOCABULARIES[shift.of].class_names).encode())
+    write_bytes(folder / "task.yaml", f"extends: {shift.of}\nshifts: {{{shift.name}: {shift.name}}}\n".encode())
+    _seal_task(folder, task)
+
+
+def _write_split(folder: Path, pictures: Iterable[Labelled]) -> None:
+    members: list[tuple[str, bytes]] = []
+    for index, picture in enumerate(pictures):
+        key = f"{index:06d}"
+        members += [(f"{key}.cls", str(picture.label).encode()), (f"{key}.jpg", picture.jpeg)]
+    write_tar(folder / "0.tar", members)
+    write_bytes(folder / "nshards.txt", b"1")
+
+
+def _seal_task(folder: Path, task: str) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".tar", ".txt", ".tsv", ".yaml")]
     seal(folder, TASK_SEAL, content_key([SEED_STUDY, FORMAT, task]), files, task=task)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from retrieve_or_generate.report import figures, page, side_by_side, tables
+from retrieve_or_generate.report import figures, page, shifts, side_by_side, tables
 from retrieve_or_generate.report.drawing import styled
 from retrieve_or_generate.report.run import Run, open_run
 from retrieve_or_generate.report.verdict import make_verdict, verdict_text
@@ -36,12 +36,14 @@ def write_report(run_folder: Path) -> Path:
     """
     run = open_run(run_folder)
     verdict, curation = _verdict(run), tables.curation(run.whole_sets)
-    costs = tables.costs(run.results, run.stages)
+    costs, shifted = tables.costs(run.results, run.stages), shifts.shifted_cells(run.results, run.tasks)
+    verdict["shifts"] = shifts.records(shifted)
     with styled():
         drawn = page.Figures(
             contrasts=figures.contrast_panels(verdict, run.tasks),
             accuracy=figures.accuracy_panels(run.results, run.tasks),
             sources=side_by_side.sources_panels(run.results, run.tasks),
+            shifts=shifts.shift_panels(shifted),
             strength=side_by_side.strength_panels(run.results, run.tasks),
             overview=figures.accuracy_overview(run.results, run.tasks),
             curation=figures.curation_panels(curation, run.tasks),

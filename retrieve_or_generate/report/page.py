@@ -41,13 +41,14 @@ class Figures:
     contrasts: dict[str, Drawing]
     accuracy: dict[tuple[str, str], Drawing]
     sources: dict[tuple[str, str], Drawing]
+    shifts: dict[tuple[str, str, str], Drawing]
     strength: dict[tuple[str, str], Drawing]
     overview: Drawing
     curation: dict[str, Drawing]
     cost: Drawing
 
     def all(self) -> list[Drawing]:
-        panels = (self.contrasts, self.accuracy, self.sources, self.strength, self.curation)
+        panels = (self.contrasts, self.accuracy, self.sources, self.shifts, self.strength, self.curation)
         return [drawing for drawn in panels for drawing in drawn.values()] + [self.overview, self.cost]
 
 
@@ -231,6 +232,7 @@ def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
         ("verdict", "Verdict", True),
         ("accuracy", "Accuracy", True),
         ("sources", "Sources", context["by_source"]),
+        ("shift", "Under shift", context["by_shift"]),
         ("images", "Images", True),
         ("strength", "Strength", context["strengths"] or context["by_strength"]),
         ("curation", "Curation", context["curation"]),
@@ -248,6 +250,25 @@ def _metric_blocks(run: Run, drawn: dict[tuple[str, str], Drawing]) -> list[dict
         if panels:
             blocks.append({"name": words[0].upper() + words[1:], "panels": panels})
     return blocks
+
+
+def _shift_context(verdict: dict[str, Any], figures: Figures) -> dict[str, Any]:
+    """The panels of each metric, and the table."""
+    blocks = []
+    for metric, words in METRICS.items():
+        panels = [_embedded(one, f"{key[0]}, {key[1]}") for key, one in figures.shifts.items() if key[2] == metric]
+        blocks += [{"name": words[0].upper() + words[1:], "panels": panels}] if panels else []
+    numbers = ("own", "shifted", "sd", "drop", "own_gain", "shifted_gain")
+    rows = [
+        {name: _points(row[name]) for name in numbers}
+        | {"task": shortened(row["task"], 40), "shift": shortened(row["shift"], 40) + " *" * row["among_some"]}
+        | {"source": "off the shelf" if row["source"] == "none" else visible(row["source"]), "n": row["n"]}
+        | {"metric": METRICS[row["metric"]], "scale": f"{row['scale']:,}" if row["scale"] else ""}
+        | {"block": (row["task"], row["shift"], row["metric"])}
+        for row in verdict["shifts"]
+    ]
+    some = any(row["among_some"] for row in verdict["shifts"])
+    return {"by_shift": blocks, "shifted": _with_first(rows, "block"), "shifted_among_some": some}
 
 
 def _curation_context(run: Run, figures: Figures, curation: list[dict[str, Any]]) -> dict[str, Any]:
@@ -287,6 +308,7 @@ def render(
         "mixtures": _mixtures(run),
         "by_source": _metric_blocks(run, figures.sources),
         "by_strength": _metric_blocks(run, figures.strength),
+        **_shift_context(verdict, figures),
         "equivalences": [_typeset(row["sentence"]) for row in verdict["equivalences"]],
         "galleries": _galleries(run),
         "per_class": pictures.PER_STRIP * pictures.STRIPS,

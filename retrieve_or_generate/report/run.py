@@ -56,8 +56,8 @@ class Run:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks, in the experiment's order; a task given as a folder goes by the folder's name."""
-        return tuple(Path(task).name for task in self.experiment.tasks)
+        """Names of the tasks, in the experiment's order; a run that does not record them named them after their folders."""
+        return tuple(self.environment.get("tasks") or (Path(task).name for task in self.experiment.tasks))
 
     @property
     def whole_sets(self) -> tuple[ImageSet, ...]:

@@ -58,14 +58,19 @@ def _number(text: str) -> float:
         return -1.0
 
 
-def test_scores(results: pd.DataFrame, metric: str) -> dict[tuple[str, str, int], pd.Series]:
-    """Scores of `metric` on test: (task, source, scale) → Series indexed by seed, sorted."""
-    rows = results[(results["metric"] == metric) & (results["split"] == "test")]
+def scores_on(results: pd.DataFrame, metric: str, split: str = "test") -> dict[tuple[str, str, int], pd.Series]:
+    """Scores of `metric` on the images of `split`: (task, source, scale) → Series indexed by seed, sorted."""
+    rows = results[(results["metric"] == metric) & (results["split"] == split)]
     groups = rows.groupby(["task", "source", "scale"], sort=True)
     return {
         (str(task), str(source), int(scale)): group.set_index("seed")["value"].sort_index()
         for (task, source, scale), group in groups
     }
+
+
+def test_scores(results: pd.DataFrame, metric: str) -> dict[tuple[str, str, int], pd.Series]:
+    """The same on the task's own test images, which all is drawn and decided on."""
+    return scores_on(results, metric)
 
 
 def cells(results: pd.DataFrame) -> list[dict[str, Any]]:

@@ -27,7 +27,10 @@ def _pocket(name: str) -> Path:
     return folder
 
 
-_POCKET: dict[str, Callable[[], Path]] = {name: partial(_pocket, name) for name in ("digits", "textures", "aircraft")}
+_PLAIN = ("digits", "textures", "aircraft")
+_POCKET: dict[str, Callable[[], Path]] = {
+    name: partial(_pocket, name) for name in (*_PLAIN, *(f"{plain}-shifted" for plain in _PLAIN))
+}
 
 
 def task_names() -> list[str]:
@@ -41,15 +44,19 @@ def load_task(name: str) -> Task:
     if not name:  # as a path it would be the working folder
         raise UsageError(f"a task without a name; give a task folder, or one of {', '.join(known)}")
     if name in _POCKET:
-        return dataclasses.replace(read_folder(_POCKET[name]()), name=name)
+        return dataclasses.replace(_in_folder(_POCKET[name]()), name=name)
     if name in PUBLISHED:
         return PUBLISHED[name].task(name)
     path = Path(name)
     if path.is_dir():
-        file = path / TASK_FILE
-        return read_task_file(file, load_task) if file.is_file() else read_folder(path)
+        return _in_folder(path)
     if path.is_file():
         return read_task_file(path, load_task)
     if "/" in name or path.suffix in (".yaml", ".yml"):
         raise UsageError(f"{name}: no such folder; give --task a task folder, or one of {', '.join(known)}")
     raise unknown_name("task", name, known)
+
+
+def _in_folder(folder: Path) -> Task:
+    file = folder / TASK_FILE
+    return read_task_file(file, load_task) if file.is_file() else read_folder(folder)

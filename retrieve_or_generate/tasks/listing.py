@@ -10,15 +10,17 @@ from retrieve_or_generate.tasks.published import DATA, PUBLISHED
 
 
 def list_tasks() -> list[dict[str, Any]]:
-    """A row for each: `task, classes, train, val, test, files`. Of published ones the numbers are the published, not counted."""
+    """A row for each: `task, classes, train, val, test, shifts, files`. Of published ones the published numbers."""
     rows: list[dict[str, Any]] = []
     for name in task_names():
         task = load_task(name)
         sizes: dict[str, int] = {split: len(task.split(split)) for split in SPLITS}
-        rows.append({"task": name, "classes": len(task.class_names), **sizes, "files": "pocket world"})
+        shifts = {"shifts": list(task.shifts)}
+        rows.append({"task": name, "classes": len(task.class_names), **sizes, **shifts, "files": "pocket world"})
     for name, published in PUBLISHED.items():
         sizes = dict(zip(map(str, SPLITS), published.sizes, strict=True))
-        rows.append({"task": name, "classes": published.classes, **sizes, "files": _files(published.place(), name)})
+        files = {"shifts": [], "files": _files(published.place(), name)}
+        rows.append({"task": name, "classes": published.classes, **sizes, **files})
     return rows
 
 

@@ -142,7 +142,8 @@ def test_a_check_counts_everything(made: Made) -> None:
     found = check_task(task, sample=60)
     assert found.is_whole
     assert found.in_two == {}
-    assert [split.images for split in found.splits] == [len(split) for split in everything(task).values()]
+    shown = [*everything(task).values(), *map(task.shift, task.shifts)]
+    assert [split.images for split in found.splits] == [len(split) for split in shown]
     assert all(split.looked_at == min(split.images, 60) for split in found.splits)
     told = json.loads(json.dumps(found.record()))
     assert sum(told["splits"]["test"]["classes"].values()) == found.splits[2].images

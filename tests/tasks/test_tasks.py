@@ -24,7 +24,8 @@ def opened(folder: Path) -> Task:
 
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(
-        UsageError, match=r"unknown task 'texture'; did you mean 'textures'\? \(known: aircraft, digits"
+        UsageError,
+        match=r"unknown task 'texture'; did you mean 'textures'\? \(known: aircraft, aircraft-shifted, digits,",
     ):
         load_task("texture")
 
