@@ -148,13 +148,16 @@ def test_tasks_as_a_table_and_as_json(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["task", "classes", "train", "val", "test", "files"]
     rows = json.loads(lines[-1])["tasks"]
-    assert [row["task"] for row in rows][:4] == ["digits", "textures", "aircraft", "imagenet"]
-    assert rows[4] == {
+    plain = ["digits", "textures", "aircraft"]
+    assert [row["task"] for row in rows][:7] == [*plain, *(f"{name}-shifted" for name in plain), "imagenet"]
+    assert [row["shifts"] for row in rows[2:5]] == [[], ["small"], ["faint"]]
+    assert rows[7] == {
         "task": "dtd",
         "classes": 47,
         "train": 1880,
         "val": 1880,
         "test": 1880,
+        "shifts": [],
         "files": f"not in {tmp_path}; rog tasks dtd says what to fetch",
     }
 
