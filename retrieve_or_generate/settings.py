@@ -359,6 +359,19 @@ class MixSettings(Settings):
         return f"{drawn}, half of each batch from each, {weighed}"
 
 
+class AdversarialSettings(Settings):
+    """Training on images that are changed so that the model errs (PGD)."""
+
+    epsilon: float = Field(..., gt=0, le=255, description="most that a channel of a pixel changes, of 255")
+    steps: int = Field(3, ge=1, description="of the attack; each costs as much as an update")
+    step_size: float | None = Field(None, gt=0, description="of 255; null: 2.5 ε over the steps")
+
+    @property
+    def length(self) -> float:
+        """Of one step, of 255."""
+        return self.step_size or 2.5 * self.epsilon / self.steps
+
+
 class FinetuneSettings(Settings):
     """How CLIP is adapted to a training set."""
 
@@ -389,6 +402,9 @@ class FinetuneSettings(Settings):
     precision: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="type of the tower's products; weights are float32"
     )
+    adversarial: AdversarialSettings | None = Field(
+        None, description="train on attacked images: how far they are changed, or epsilon alone; null: on the images"
+    )
     wise_ft: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
         (1.0,),
         min_length=1,
@@ -411,6 +427,18 @@ class FinetuneSettings(Settings):
     compile: bool = Field(
         False, description="compile the tower first: a minute, then faster (on a GPU); changes speed and last bits"
     )
+
+    @field_validator("adversarial", mode="before")
+    @classmethod
+    def _epsilon_alone(cls, given: Any) -> Any:
+        alone = isinstance(given, int | float) and not isinstance(given, bool)
+        return {"epsilon": given} if alone else given
+
+    @model_validator(mode="after")
+    def _attacks_the_head(self) -> FinetuneSettings:
+        if self.adversarial and self.loss != "cross_entropy":
+            raise ValueError("adversarial goes with loss: cross_entropy, whose head it attacks")
+        return self
 
     @field_validator("wise_ft", mode="before")
     @classmethod

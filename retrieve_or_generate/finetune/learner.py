@@ -12,6 +12,7 @@ from torch import Tensor
 
 from retrieve_or_generate.endings import is_out_of_memory
 from retrieve_or_generate.finetune import recipe
+from retrieve_or_generate.finetune.adversarial import as_floats, attacked, random_start
 from retrieve_or_generate.finetune.augment import cropped, flipped, resized, shifted
 from retrieve_or_generate.finetune.classifier import Classifier
 from retrieve_or_generate.finetune.contrastive import Paired
@@ -66,7 +67,11 @@ class Learner:
         augmented = self._augmented(images)
         paired = self.classifier if isinstance(self.classifier, Paired) else None
         targets = paired.drawn_captions(labels, self.draw) if paired else labels
-        while not self._fits(augmented, targets):
+        start = None
+        if self.settings.adversarial:
+            augmented = as_floats(augmented)
+            start = random_start(augmented, self.settings.adversarial, self.draw)
+        while not self._fits(augmented, targets, start):
             self.images_per_pass = math.ceil(min(self.images_per_pass, len(labels)) / 2)
         if paired:
             paired.bound_scale()
@@ -81,16 +86,16 @@ class Learner:
             augmented = resized(shifted(images, self.draw), size)
         return flipped(augmented, self.draw) if self.settings.flip else augmented
 
-    def _fits(self, images: Tensor, targets: Tensor) -> bool:
+    def _fits(self, images: Tensor, targets: Tensor, start: Tensor | None) -> bool:
         """Make the update, or find that passes of this size are too large for the memory; then nothing has changed.
 
         No part of the network looks across images, so passes change the gradient by no more than rounding. `targets` are labels,
-        or captions.
+        or captions; `start` is where an attack on the images begins.
         """
         parts: list[Tensor] = []
         try:
             with plain_attention(images.device):
-                self.descent.step(self._losses_of(images, targets, parts))
+                self.descent.step(self._losses_of(images, targets, start, parts))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or min(self.images_per_pass, len(images)) == 1:
                 raise
@@ -102,14 +107,19 @@ class Learner:
             torch.cuda.empty_cache()
         return False
 
-    def _losses_of(self, images: Tensor, targets: Tensor, parts: list[Tensor]) -> Iterator[Tensor]:
+    def _losses_of(
+        self, images: Tensor, targets: Tensor, start: Tensor | None, parts: list[Tensor]
+    ) -> Iterator[Tensor]:
         """The mean loss of the batch in parts, one a pass; their values go to `parts`."""
         if isinstance(self.classifier, Paired):
             yield from self.classifier.losses_in_passes(images, targets, self.images_per_pass, parts, self.weights)
             return
-        for start in range(0, len(targets), self.images_per_pass):
-            some = slice(start, start + self.images_per_pass)
-            logits, labels = self.classifier(images[some]), targets[some]
+        for first in range(0, len(targets), self.images_per_pass):
+            some = slice(first, first + self.images_per_pass)
+            seen, labels = images[some], targets[some]
+            if start is not None and self.settings.adversarial:
+                seen = attacked(self.classifier, seen, start[some], labels, self.settings.adversarial)
+            logits = self.classifier(seen)
             if self.weights is None:
                 loss = F.cross_entropy(logits, labels) * (len(labels) / len(targets))
             else:
