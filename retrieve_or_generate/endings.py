@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import typer
 
-from retrieve_or_generate.errors import FULL, IncompleteError, IntegrityError, UsageError
+from retrieve_or_generate.errors import FULL, IncompleteError, IntegrityError, UsageError, visible
 
 
 class DamageFoundError(IntegrityError):
@@ -54,7 +54,7 @@ def _fail(message: str, code: int) -> int:
     if os.environ.get("ROG_TRACEBACK"):
         traceback.print_exc()
     sys.stdout.flush()
-    print(f"rog: {' '.join(message.split())}", file=sys.stderr)
+    print(f"rog: {visible(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

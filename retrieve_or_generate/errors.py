@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -24,6 +25,21 @@ class IncompleteError(RuntimeError):
     """Work is left over; the same command continues it."""
 
     exit_code = 3
+
+
+_HIDDEN = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """`text` with control codes, terminal escapes and bidi marks written out (`\\x1b`, `\\u202e`), so that they do nothing."""
+    return _HIDDEN.sub(_shown, text)
+
+
+def _shown(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def unknown_name(what: str, given: str, known: Iterable[str]) -> UsageError:

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 from retrieve_or_generate import cli
-from retrieve_or_generate.cli.options import emit_set
+from retrieve_or_generate.cli.options import emit, emit_set
 from retrieve_or_generate.errors import IncompleteError, IntegrityError, UsageError
 from retrieve_or_generate.store import seal, write_bytes
 
@@ -326,3 +326,10 @@ def test_a_comparison_its_state_and_a_second_call(tmp_path: Path, capsys: pytest
     next(run.glob("trials/*/result.json")).unlink()
     assert rog("status", str(run), "--json") == 0
     assert {"trials": [0, 1], "report": False}.items() <= told(capsys).items()
+
+
+def test_names_of_others_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    emit("jay\x1b[2J\nrook", {"name": "jay\x1b"}, as_json=True)
+    assert capsys.readouterr().out.splitlines() == [r"jay\x1b[2J", "rook", r'{"name": "jay\u001b"}']
+    assert rog("tasks", "no\x1b[31mne") == 2
+    assert "\x1b" not in capsys.readouterr().err

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retrieve_or_generate.errors import visible
+
 if TYPE_CHECKING:
     from retrieve_or_generate.experiment import Experiment
     from retrieve_or_generate.image_set import ImageSet
@@ -66,7 +68,8 @@ def read_experiment(path: Path | None, overrides: list[str] | None, **fields: An
 
 
 def emit(text: str, record: dict[str, Any], as_json: bool) -> None:
-    typer.echo(text)
+    """Print `text`, in which names and captions of others' may stand: what would steer the terminal is written out."""
+    typer.echo("\n".join(visible(line) for line in text.split("\n")))
     if as_json:
         typer.echo(json.dumps(record, ensure_ascii=False, default=str))
 

@@ -7,20 +7,9 @@ from __future__ import annotations
 
 import re
 
-_HIDDEN = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
-)
+from retrieve_or_generate.errors import visible
+
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0", "'")
-
-
-def _shown(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-
-
-def visible(text: str) -> str:
-    """`text` with control codes, terminal escapes and bidi marks written out (`\\x1b`, `\\u202e`), so that they do nothing."""
-    return _HIDDEN.sub(_shown, text)
 
 
 def shortened(text: str, most: int) -> str:

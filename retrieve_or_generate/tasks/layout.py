@@ -75,6 +75,10 @@ class Labelled:
             split = split.take(np.flatnonzero(labels >= 0))
         if not len(split):
             raise UsageError(f"{where}: no image of any class of the task")
+        if nameless := next((key for key in split.keys if not _is_text(key)), None):
+            raise IntegrityError(
+                f"{where}: {nameless!r} is no name in UTF-8, so it cannot be written down; rename the file"
+            )
         if len(set(split.keys)) < len(split):
             twice = Counter(split.keys).most_common(1)[0][0]
             raise IntegrityError(f"{where}: {twice} stands there twice; leave one of them out")
@@ -95,6 +99,11 @@ class Labelled:
         if missing:
             more = f", nor of {len(missing) - 1} more" if missing[1:] else ""
             raise UsageError(f"{where}: no image of class {missing[0]!r}{more}; a folder of it belongs there")
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name, whose bytes may be anything, can be written to a table."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 @dataclass(frozen=True)

@@ -67,12 +67,15 @@ class Published:
 
 @dataclass(frozen=True)
 class TorchvisionLists:
-    """A data set of torchvision as a layout: `open` gives the one of a split, `listed` its paths, labels and class names."""
+    """A data set of torchvision as a layout: `open` gives the one of a split, `listed` its paths, labels and class names, `found`
+    where the image of such a path lies.
+    """
 
     folder: Path
     open: Callable[[str], Any]
     listed: Callable[[Any], tuple[Sequence[Any], Sequence[int], Sequence[str]]]
     every_class: bool = True
+    found: Callable[[Path], Path] = lambda path: path
 
     @property
     def where(self) -> str:
@@ -98,10 +101,10 @@ class TorchvisionLists:
             raise IntegrityError(
                 f"{self.folder}/{split}: {paths[odd[0]]}: label {codes[odd[0]]} is not a class id below {len(names)}"
             )
-        files = [str(path) for path in paths]
+        files = [str(self.found(Path(path))) for path in paths]
         if missing := [path for path in files if not Path(path).exists()]:
             raise IntegrityError(f"{missing[0]}: missing; {len(missing)} of {len(files)} images of {split} are")
-        keys = [os.path.relpath(path, self.folder).replace(os.sep, "/") for path in files]
+        keys = [os.path.relpath(path, self.folder).replace(os.sep, "/") for path in paths]
         return Listing(keys, ImageFiles(files), codes, names)
 
 
@@ -183,13 +186,19 @@ def _cars(name: str, folder: Path) -> Task:
             "test": Labelled(train.layout, "test", train.ids),
         }
 
-    layout = TorchvisionLists(folder, lambda split: StanfordCars(folder.parent, split), listed)
+    layout = TorchvisionLists(folder, lambda split: StanfordCars(folder.parent, split), listed, found=_once_more)
     templates = [
         f"a photo of {which} {{}}."
         for which in ("a", "{a}", "the", *("my", "my dirty", "my clean", "my new", "my old"))
     ]
     note = "val: a fifth of the training images, as random_split draws it with seed 42"
     return _listed_task(name, layout, [*templates, "i love my {}!"], split, note)
+
+
+def _once_more(path: Path) -> Path:
+    """cars_train/00001.jpg, or where Kaggle's archive has it: cars_train/cars_train/00001.jpg."""
+    within = path.parent / path.parent.name
+    return within / path.name if within.is_dir() else path
 
 
 def _imagenet(name: str, folder: Path) -> Task:
@@ -258,7 +267,8 @@ PUBLISHED: dict[str, Published] = {
             "cars_train",
             "cars_test",
         ),
-        "Its first address is gone; of a copy put {folder}/cars_train/00001.jpg, {folder}/cars_test/00001.jpg, "
+        "Its first address is gone; of a copy put {folder}/cars_train/00001.jpg, {folder}/cars_test/00001.jpg (or each a folder "
+        "of its own name deeper, as in Kaggle's archive), "
         "{folder}/devkit/cars_meta.mat, {folder}/devkit/cars_train_annos.mat and {folder}/cars_test_annos_withlabels.mat",
         _cars,
     ),

@@ -25,6 +25,7 @@ from retrieve_or_generate.tasks.table_files import TableFile, features_of, open_
 
 _SHARD = re.compile(r"(.+?)(-\d+)?(-of-\d+)?")  # train-00000-of-00002
 _IMAGE_NAMES = ("image", "img", "image_path", "path", "file", "file_name", "filename", "filepath")
+_MOST_CLASSES = 1_000_000  # where numbers have no names, all below the largest are listed
 _LABEL_NAMES = ("label", "labels", "class", "class_name", "target")
 
 
@@ -106,7 +107,7 @@ class Tables:
         if self.columns.split:
             rows = np.flatnonzero(pc.equal(_column(tables, self.columns.split, where).cast(pa.string()), split))
             keys, images, labels = [keys[row] for row in rows], ChosenImages(images, rows), labels.take(pa.array(rows))
-        codes, names = _coded(labels, features_of(tables[0].schema).get(label, {}).get("names"), f"{where}: {label}")
+        codes, names = _coded(labels, _called(tables[0], label), f"{where}: {label}")
         return Listing(keys, images, codes, names)
 
     def _images(self, tables: Sequence[TableFile], column: str) -> tuple[list[str], Images]:
@@ -187,11 +188,19 @@ def _column(tables: Sequence[TableFile], name: str, where: str) -> pa.ChunkedArr
     return column
 
 
+def _called(table: TableFile, label: str) -> Sequence[str] | None:
+    """What Hugging Face's `ClassLabel` calls its numbers, where the column is one."""
+    names = features_of(table.schema).get(label, {}).get("names")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise IntegrityError(f"{table.path}: what the labels of {label} are called is no list of words")
+    return names
+
+
 def _coded(column: pa.ChunkedArray, known: Sequence[str] | None, where: str) -> tuple[np.ndarray, Sequence[str]]:
     """Numbers with what they are called, or words by their order in the alphabet."""
     if pa.types.is_integer(column.type):
         codes = column.to_numpy().astype(np.int64)
-        count = len(known) if known else int(codes.max(initial=0)) + 1
+        count = len(known) if known else min(int(codes.max(initial=0)) + 1, _MOST_CLASSES)
         if odd := np.flatnonzero((codes < 0) | (codes >= count)).tolist():
             raise IntegrityError(f"{where}: {codes[odd[0]]} in row {odd[0]} is not a class id below {count}")
         return codes, known or [str(code) for code in range(count)]

@@ -33,6 +33,7 @@ from retrieve_or_generate.tasks.words import (
     checked_templates,
     class_names_in,
     lines_of,
+    names_in,
     synonyms_in,
     templates_in,
     wnids_in,
@@ -258,9 +259,12 @@ def _shift(name: str, given: ShiftFile, path: Path, task: Task) -> Reader:
     labels, places = layout.labels(split), {known: place for place, known in enumerate(task.class_names)}
     if isinstance(given.classes, dict):
         return Labelled(layout, split, {label: _place(known, places) for label, known in given.classes.items()}, True)
-    ids = {**dict(zip(task.wnids, range(len(task.wnids)), strict=True)), **_ids(task.class_names, labels)}
-    if given.classes is not None:
-        called = lines_of(path.parent / given.classes) if isinstance(given.classes, str) else given.classes
+    ids = dict(zip(task.wnids, range(len(task.wnids)), strict=True))
+    if given.classes is None:
+        ids |= _ids(task.class_names, labels)
+    else:  # then a number is a place in this list, and never one in the task's
+        called = names_in(path.parent / given.classes) if isinstance(given.classes, str) else given.classes
+        ids |= _ids(task.class_names, task.class_names)
         ids |= {str(number): _place(known, places) for number, known in enumerate(called)}
     if unknown := [label for label in labels if label not in ids]:
         raise UsageError(

@@ -6,6 +6,7 @@ place in the tar.
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from retrieve_or_generate.tasks.split import Images
 from retrieve_or_generate.tasks.words import CLASS_NAMES, class_names_in
 
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+_NUMBER = re.compile(r"[0-9]{1,6}")  # of shards or classes: where these have no names, all below the largest are listed
+_LONGEST_LABEL = 64  # bytes of a .cls that are read
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class _Members:
             name = f"{folder}/{stem}" if folder else stem
             file = tar.extractfile(member) if suffix == "cls" and member.isreg() else None
             if file:
-                self.labels[shard, name] = _label(file.read(), classes, f"{path}: {member.name}")
+                self.labels[shard, name] = _label(file.read(_LONGEST_LABEL), classes, f"{path}: {member.name}")
             elif suffix.lower() in _IMAGE_SUFFIXES and member.isreg():
                 if (shard, name) in self.images:
                     raise IntegrityError(f"{path}: {name} has two images")
@@ -124,14 +127,15 @@ def _shards(folder: Path) -> list[Path]:
     count = folder / "nshards.txt"
     if count.is_file():
         text = count.read_text().strip()
-        if not text.isdigit():
+        if not _NUMBER.fullmatch(text):
             raise IntegrityError(f"{count}: {text[:40]!r} is not a number of shards")
-        paths = [folder / f"{i}.tar" for i in range(int(text))]
+        paths = []
+        for path in (folder / f"{i}.tar" for i in range(int(text))):
+            if not path.is_file():
+                raise IntegrityError(f"{path}: missing; {count} announces {text} shards")
+            paths.append(path)
     else:
         paths = sorted(folder.glob("*.tar"))
-    for path in paths:
-        if not path.is_file():
-            raise IntegrityError(f"{path}: missing; {count} announces {len(paths)} shards")
     if not paths:
         raise UsageError(f"{folder}: no webdataset shards (0.tar, 1.tar, …) of this split")
     return paths
@@ -139,7 +143,7 @@ def _shards(folder: Path) -> list[Path]:
 
 def _label(data: bytes, classes: int, where: str) -> int:
     text = data.decode(errors="replace").strip()
-    if not text.isdigit() or (classes and int(text) >= classes):
+    if not _NUMBER.fullmatch(text) or (classes and int(text) >= classes):
         below = f" below {classes}" if classes else ""
         raise IntegrityError(f"{where}: label {text[:20]!r} is not a class id{below}")
     return int(text)

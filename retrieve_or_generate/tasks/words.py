@@ -20,9 +20,20 @@ def lines_of(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
 
 
+def names_in(path: Path) -> tuple[str, ...]:
+    """A name a line, where the number of the line says what it is: an empty one between two names would move all after it."""
+    names = lines_of(path)
+    for number, line in enumerate(read_text(path).rstrip().splitlines(), start=1):
+        if not line.strip():
+            raise UsageError(
+                f"{path}: line {number} is empty, and class ids are numbers of lines; put a name there, or nothing"
+            )
+    return names
+
+
 def class_names_in(path: Path) -> tuple[str, ...]:
     """A name a line, in the order of the class ids. ImageNet's list as CLIP published it has its two repeats told apart."""
-    return checked_names(distinct_names(lines_of(path)), str(path))
+    return checked_names(distinct_names(names_in(path)), str(path))
 
 
 def checked_names(names: Sequence[str], where: str) -> tuple[str, ...]:

@@ -56,6 +56,22 @@ def test_cars_train_is_cut_as_torch_cuts_it(tmp_path: Path, monkeypatch: pytest.
     assert [len(task.split(name)) for name in ("train", "val", "test")] == [12, 3, 3]
 
 
+def test_cars_a_folder_deeper_as_in_kaggles_archive_are_the_same_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load_task(miniatures.stanford_cars(tmp_path, monkeypatch)).fingerprint
+    for split in ("train", "test"):
+        folder = tmp_path / f"stanford_cars/cars_{split}"
+        folder.rename(tmp_path / "moved")
+        folder.mkdir()
+        (tmp_path / "moved").rename(folder / folder.name)
+    task = load_task("stanford-cars")
+    assert task.fingerprint == plain
+    (tmp_path / "stanford_cars/cars_test/cars_test/00002.jpg").unlink()
+    with pytest.raises(IntegrityError, match=r"cars_test/00002.jpg: missing; 1 of 3 images of test are"):
+        load_task("stanford-cars").split("test")
+
+
 def test_the_sizes_that_are_published_are_those_of_the_cuts() -> None:
     cars = random_split(range(8144), [0.8, 0.2], generator=torch.Generator().manual_seed(42))  # type: ignore[arg-type,var-annotated]
     assert PUBLISHED["stanford-cars"].sizes[:2] == tuple(map(len, cars))

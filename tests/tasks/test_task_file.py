@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,6 +174,18 @@ class TestShifts:
         after = told("shifts: {drawn: ../drawn}").shift_fingerprints
         assert (list(before), before == after) == (["drawn"], False)
 
+    def test_a_number_beyond_a_list_of_names_is_no_class_of_the_task(self, told: Opened, tmp_path: Path) -> None:
+        for number in "012":
+            write(tmp_path / f"drawn/{number}/1.png", PNG)
+        called = "[owl_eagle-owl, grey heron, mute swan]"
+        assert told(f"shifts: {{drawn: {{data: ../drawn, classes: {called}}}}}").shift("drawn").labels.tolist() == [
+            2,
+            0,
+            1,
+        ]
+        with pytest.raises(UsageError, match="shift drawn: unknown class '2'"):
+            told("shifts: {drawn: {data: ../drawn, classes: [owl_eagle-owl, grey heron]}}")
+
     def test_from_another_layout(self, told: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         miniatures.clip_benchmark(tmp_path / "other", monkeypatch)
         write(tmp_path / "other/classnames.txt", "\n".join([NAMES[2], NAMES[0], NAMES[1]]))
@@ -334,3 +348,29 @@ class TestTables:
 def _keyed(task: Task, name: str) -> tuple[list[str], list[int]]:
     split = task.split(name)  # type: ignore[arg-type]
     return list(split.keys), split.labels.tolist()
+
+
+def test_an_empty_line_among_class_names_would_move_those_after_it(told: Opened, birds: Path) -> None:
+    write(birds / "classnames.txt", f"{NAMES[1]}\n{NAMES[2]}\n{NAMES[0]}\n\n")
+    assert np.bincount(told("").split("train").labels).tolist() == [2, 3, 4]
+    write(birds / "classnames.txt", f"{NAMES[1]}\n \n{NAMES[2]}\n{NAMES[0]}\n")
+    with pytest.raises(UsageError, match=r"classnames.txt: line 2 is empty, and class ids are numbers of lines"):
+        told("")
+
+
+def test_a_file_name_that_is_no_text_is_named(told: Opened, birds: Path) -> None:
+    (birds / "test/mute swan" / os.fsdecode(b"\xff.png")).write_bytes(PNG)
+    with pytest.raises(IntegrityError, match=r"birds/test: 'mute swan/\\udcff.png' is no name in UTF-8"):
+        told("").split("test")
+
+
+def test_numbers_in_a_table_that_no_list_of_classes_goes_up_to(tmp_path: Path) -> None:
+    table = pa.table({"image": [PNG] * 3, "label": pa.array([0, 1, 10**12])})
+    for split in ("train", "val", "test"):
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    with pytest.raises(IntegrityError, match=r"train: label: 1000000000000 in row 2 is not a class id below 1000000"):
+        load_task(task_yaml(tmp_path, "classes: [jay, rook]"))
+    told = {"info": {"features": {"label": {"_type": "ClassLabel", "names": [1, None]}, "image": {"_type": "Image"}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(told)}), tmp_path / "train.parquet")
+    with pytest.raises(IntegrityError, match=r"train.parquet: what the labels of label are called is no list of words"):
+        load_task(task_yaml(tmp_path, "classes: [jay, rook]"))

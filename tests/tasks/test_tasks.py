@@ -10,6 +10,7 @@ import pytest
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.pocket.places import task_place
+from retrieve_or_generate.store import write_tar
 from retrieve_or_generate.tasks import Task, load_task
 
 
@@ -124,3 +125,24 @@ def test_wordnet_ids_that_do_not_fit(lines: list[str], told: str, folder: Path) 
     (folder / "wnids.txt").write_text("\n".join(lines))
     with pytest.raises(UsageError, match=told):
         opened(folder)
+
+
+@pytest.mark.parametrize("label", ["²", "-1", "1e3", "9" * 40, "9" * 10**6])
+def test_a_label_that_is_no_class_id(label: str, tmp_path: Path) -> None:
+    """Without names for the numbers, too, whatever they would ask to be listed."""
+    for split in ("train", "val", "test"):
+        members = [("a.cls", label.encode()), ("a.jpg", b""), ("b.cls", b"0"), ("b.jpg", b"")]
+        write_tar(tmp_path / split / "0.tar", members)
+    for classes in ("classes: [jay, rook]", "classes: {'0': jay, '1': rook}"):
+        (tmp_path / "task.yaml").write_text(f"templates: ['{{}}']\n{classes}")
+        with pytest.raises(IntegrityError, match=r"train/0.tar: a.cls: label '.{1,20}' is not a class id"):
+            opened(tmp_path).split("train")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("²", "not a number of shards"), ("9" * 6, "1.tar: missing; .* announces 999999")]
+)
+def test_shards_that_are_announced_and_not_there(text: str, told: str, folder: Path) -> None:
+    (folder / "val/nshards.txt").write_text(text)
+    with pytest.raises(IntegrityError, match=told):
+        opened(folder).split("val")
