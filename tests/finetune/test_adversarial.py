@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from colours import coloured
 
 from retrieve_or_generate.finetune import LabelledImages, TaskImages, finetune, recipe
 from retrieve_or_generate.finetune.adversarial import as_floats, attacked, random_start
@@ -62,22 +61,25 @@ def test_it_is_the_attacked_images_that_are_trained_on(clip: Clip, task: TaskIma
     assert losses[2] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_what_was_trained_so_withstands_an_attack_that_it_has_not_seen(clip: Clip, task: TaskImages) -> None:
-    attack = AdversarialSettings(epsilon=50, steps=3)  # the colours lie 140 apart
+def test_what_was_trained_so_withstands_an_attack_that_it_has_not_seen(
+    clip: Clip, task: TaskImages, train: LabelledImages
+) -> None:
+    attack = AdversarialSettings(epsilon=56, steps=3)  # the colours lie 140 apart
     images, labels = as_floats(torch.from_numpy(task.test.images)), torch.from_numpy(task.test.labels)
     right = []
     for adversarial in (None, attack):
-        settings = SETTINGS.model_copy(update={"adversarial": adversarial, "batch_size": 20})
+        settings = SETTINGS.model_copy(update={"adversarial": adversarial, "batch_size": 10})
         classifier = Classifier(clip, task.class_weights)
-        learner = Learner(classifier, coloured(40, seed=4), settings, recipe.Plan(12, 1, (12,)), 1e-3, 1)
+        learner = Learner(classifier, train, settings, recipe.Plan(12, 1, (12,)), 1e-3, 1)
         for _ in range(12):
             learner.step()
-        harder = AdversarialSettings(epsilon=50, steps=8)
+        harder = AdversarialSettings(epsilon=56, steps=8)
         start = random_start(images, harder, torch.Generator().manual_seed(9))
         moved = attacked(classifier, images, start, labels, harder)
         with torch.no_grad():
             right.append((classifier(moved).argmax(1) == labels).float().mean())
-    assert right[1] > max(0.9, right[0] + 0.2)
+    assert right[0] < 0.45
+    assert right[1] > 0.6
 
 
 def test_an_update_goes_on_from_a_state_to_the_same_bits(clip: Clip, task: TaskImages, train: LabelledImages) -> None:
