@@ -18,6 +18,7 @@ from retrieve_or_generate.progress import Progress, bytes_of
 
 if TYPE_CHECKING:
     from retrieve_or_generate.finetune import Trial
+    from retrieve_or_generate.finetune.distributed import World
     from retrieve_or_generate.image_set import ImageSet
     from retrieve_or_generate.pool.footprint import Footprint
     from retrieve_or_generate.pool.index import Index
@@ -157,17 +158,41 @@ def finetune(
     device: str = "cpu",
     save_model: bool = False,
     gamma: float | None = None,
+    processes: int = 1,
 ) -> Trial:
     """Train on `scale` images of the image set `train` (all by default), measure on `task`, and write a trial to `out`.
 
     Two sets are mixed: all images of both, or half of `scale` from each; with `gamma` half of each batch comes from each, and the
     loss is γ · L(the first's) + (1 − γ) · L(the second's). Without `train`, the model is measured off the shelf. Seeds, order and
     settings are those of `compare`. With `save_model` the fine-tuned model lies in `out/model` (`finetune/saved.py`), which plain
-    open_clip loads, and every verb as a model. A call that was terminated is gone on with by the same call.
+    open_clip loads, and every verb as a model. A call that was terminated is gone on with by the same call. `processes` share the
+    work, with `device` cuda on a GPU each; so do those that torchrun started with this one (`finetune/distributed.py`).
 
     Raises:
         UsageError: neither `train` nor `task`, a scale that a class cannot fill, or `out` holds something else.
     """
+    from retrieve_or_generate.finetune.distributed import assembled, together
+
+    asked = (out, train, task, scale, seed, experiment)
+    if processes > 1:
+        return together(partial(finetune, *asked, device, save_model, gamma), processes)
+    with assembled(check_device(device)) as (world, own):
+        return _finetuned(*asked, own, save_model, gamma, world)
+
+
+def _finetuned(
+    out: Path,
+    train: Path | Sequence[Path] | None,
+    task: str | None,
+    scale: int | None,
+    seed: int,
+    experiment: Experiment,
+    device: str,
+    save_model: bool,
+    gamma: float | None,
+    world: World,
+) -> Trial:
+    """As `finetune`, in one of the processes that share it: all read, the first writes."""
     from retrieve_or_generate.compare.plan import chosen_rows, plan_trial
     from retrieve_or_generate.finetune import finetune as adapt
     from retrieve_or_generate.finetune import read_trial, task_images, write_trial
@@ -181,7 +206,6 @@ def finetune(
     from retrieve_or_generate.tasks import load_task
     from retrieve_or_generate.weights import clip_fingerprint
 
-    check_device(device)
     folders = [train] if isinstance(train, Path) else list(train or ())
     sets = [load_image_set(folder) for folder in folders[:1]]
     sets += [load_image_set(folder, sets[0].task) for folder in folders[1:]]
@@ -190,7 +214,7 @@ def finetune(
         raise UsageError("give the image set to train on (--train SET), or a task to measure the model on (--task T)")
     wanted = load_task(name)
     plan = plan_trial(experiment, wanted, sets, clip_fingerprint(experiment.finetuned_model), scale, seed, gamma)
-    checkpoint = Checkpoint(out / FOLDER, plan.key, experiment.finetune.checkpoint_every)
+    checkpoint = Checkpoint(out / FOLDER, plan.key, experiment.finetune.checkpoint_every, world)
     if done := read_trial(out, plan.config):
         checkpoint.remove()
         if save_model and done.model is None:
@@ -206,11 +230,17 @@ def finetune(
         parts.append(decoded_set(one, size, how.preprocess, keys).drawn(keys))
     images = joined(*parts, gamma=gamma) if parts else None
     shown = task_images(wanted, clip, how.preprocess)
-    outcome = adapt(clip, images, shown, how, probe, seed=at, checkpoint=checkpoint)
-    files = write_model(out / MODEL, clip, outcome.model, wanted.class_names, wanted.templates) if save_model else []
-    trial = write_trial(out, plan.config, outcome, model=files)
-    checkpoint.remove()
-    return trial
+    outcome = adapt(clip, images, shown, how, probe, seed=at, checkpoint=checkpoint, world=world)
+
+    def write() -> Trial:
+        files = (
+            write_model(out / MODEL, clip, outcome.model, wanted.class_names, wanted.templates) if save_model else []
+        )
+        trial = write_trial(out, plan.config, outcome, model=files)
+        checkpoint.remove()
+        return trial
+
+    return world.from_first(write)
 
 
 def _named(progress: Progress | None, what: str) -> Any:

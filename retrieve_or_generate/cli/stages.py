@@ -126,24 +126,34 @@ def finetune(
     overrides: Overrides = None,
     out: Out = None,
     device: Device = "cpu",
+    processes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="that share the work, with --device cuda on a GPU each")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Adapt the model to an image set and measure it.
 
     Writes a trial: accuracy on the task's test images, and on its shifted test sets, as zero-shot classifier and by linear probe,
-    and every prediction. --task is needed only where it is a folder, or without --train.
+    and every prediction. --task is needed only where it is a folder, or without --train. What was stopped is gone on with by the
+    same call, with any number of processes; torchrun starts them, too.
 
     \b
     Examples:
       rog finetune --train sets/digits --scale 100 --seed 0 --out trials/digits-100
       rog finetune --task digits --out trials/digits-off-the-shelf
       rog finetune --train sets/digits --train sets/generated --scale 100 --out trials/digits-mixed
+      rog finetune laion.yaml --train sets/birds --device cuda --processes 8 --out trials/birds
+      torchrun --nproc-per-node 8 -m retrieve_or_generate finetune laion.yaml --train sets/birds --device cuda
     """
     from retrieve_or_generate import api
 
     asked = read_experiment(experiment, overrides)
+    from retrieve_or_generate.finetune.distributed import place
+
     folder = out or Path("runs") / f"{_called(train, task)}-n{scale or 'all' if train else 0}-s{seed}"
-    trial = api.finetune(folder, train, task, scale, seed, asked, device, save_model, gamma)
+    trial = api.finetune(folder, train, task, scale, seed, asked, device, save_model, gamma, processes)
+    if place()[0]:
+        return  # the first process says it
     lines = [f"{name:<40} {value:.4f}" for name, value in trial.metrics.items()]
     seen = "{n_train} images, {updates} updates, {wall_seconds:.1f} s on {device}; {n_test} test images".format(
         **trial.record

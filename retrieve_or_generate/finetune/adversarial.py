@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retrieve_or_generate.finetune.classifier import Classifier
+from retrieve_or_generate.finetune.draws import Draws
 from retrieve_or_generate.settings import AdversarialSettings
 
 
@@ -15,12 +16,12 @@ def as_floats(pixels: Tensor) -> Tensor:
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
 
 
-def random_start(pixels: Tensor, settings: AdversarialSettings, generator: torch.Generator) -> Tensor:
-    """`pixels` in [0, 1], each moved at random by up to ε; from `generator`, on the CPU, comes the seed of their device's own."""
-    reach = settings.epsilon / 255
-    seed = int(torch.randint(2**62, (), generator=generator))
-    noise = torch.rand(pixels.shape, generator=torch.Generator(pixels.device).manual_seed(seed), device=pixels.device)
-    return (pixels + (2 * noise - 1) * reach).clamp(0, 1)
+def random_start(pixels: Tensor, settings: AdversarialSettings, draws: Draws) -> Tensor:
+    """`pixels` in [0, 1], each moved at random by up to ε; from `draws`, on the CPU, comes the seed of their device's own."""
+    reach, device = settings.epsilon / 255, pixels.device
+    generator = torch.Generator(device).manual_seed(draws.seed())
+    noise = torch.rand((draws.count, *pixels.shape[1:]), generator=generator, device=device)
+    return (pixels + (2 * noise[draws.rows] - 1) * reach).clamp(0, 1)
 
 
 def attacked(

@@ -1,4 +1,4 @@
-"""Training-time augmentation of a whole batch in one operation, drawn from a generator on the CPU: no device changes a number."""
+"""Training-time augmentation of a whole batch in one operation, all that is random about it drawn before."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import math
 import torch
 from torch import Tensor
 
+from retrieve_or_generate.finetune.draws import Draws
+
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after so many
 _AREA, _LOG_RATIO = (0.9, 1.0), (math.log(3 / 4), math.log(4 / 3))
 _REACH = 2  # of the bicubic kernel, in pixels of the larger grid
 _A = -0.5  # its parameter, Pillow's
 
 
-def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+def shifted(images: Tensor, draws: Draws) -> Tensor:
     """(b, 3, s, s) uint8, each moved by up to a sixteenth of its side both ways, edge pixels repeated; uint8."""
-    batch, channels, height, width = images.shape
+    _, channels, height, width = images.shape
     most = max(1, height // 16)
-    top, left = torch.randint(-most, most + 1, (2, batch, 1), generator=generator).to(images.device)
+    top, left = draws.integers(-most, most + 1, 2).to(images.device)[..., None]
     rows = (top + torch.arange(height, device=images.device)).clamp(0, height - 1)
     columns = (left + torch.arange(width, device=images.device)).clamp(0, width - 1)
     rows = rows[:, None, :, None].expand(-1, channels, -1, width)
@@ -25,19 +27,19 @@ def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     return images.gather(2, rows).gather(3, columns)
 
 
-def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
+def flipped(images: Tensor, draws: Draws) -> Tensor:
     """(b, 3, s, s) of any type, half of them mirrored, left to right."""
-    mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+    mirrored = (draws.uniform() < 0.5).to(images.device)
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
-def cropped(images: Tensor, generator: torch.Generator, size: int | None = None) -> Tensor:
+def cropped(images: Tensor, draws: Draws, size: int | None = None) -> Tensor:
     """(b, 3, w, w) uint8 to (b, 3, size, size) float in [0, 1]; `size` is w unless said: open_clip's training transform.
 
     That is torchvision's RandomResizedCrop(size, scale=(0.9, 1), interpolation=BICUBIC), ratios from 3/4 to 4/3 and all: a box of
     whole pixels of 90 to 100 % of the area, resized with antialiasing as Pillow does it, but for its rounding to whole numbers.
     """
-    tops, heights, lefts, widths = drawn_boxes(len(images), images.shape[-1], generator)
+    tops, heights, lefts, widths = drawn_boxes(images.shape[-1], draws)
     side = size or images.shape[-1]
     return _resampled(images, (tops, heights), (lefts, widths), side)
 
@@ -50,12 +52,12 @@ def resized(images: Tensor, size: int) -> Tensor:
     return _resampled(images, whole, whole, size)
 
 
-def drawn_boxes(batch: int, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, height, left and width (b,) of a crop in each of `batch` squares, float32 whole numbers of pixels, on the CPU.
+def drawn_boxes(side: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Top, height, left and width (b,) of a crop in each of b squares, float32 whole numbers of pixels, on the CPU.
 
     Of ten boxes that are drawn for each the first that fits is taken, and the whole square where none does.
     """
-    area, ratio = torch.rand(2, _ATTEMPTS, batch, generator=generator)
+    area, ratio = draws.uniform(2, _ATTEMPTS)
     area = (_AREA[0] + (_AREA[1] - _AREA[0]) * area) * side**2
     ratio = (_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * ratio).exp()
     width, height = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
@@ -63,7 +65,7 @@ def drawn_boxes(batch: int, side: int, generator: torch.Generator) -> tuple[Tens
     first = fits.int().argmax(0, keepdim=True)
     any_fits = fits.any(0)
     width, height = (torch.where(any_fits, one.gather(0, first)[0], float(side)) for one in (width, height))
-    down, across = torch.rand(2, batch, generator=generator)
+    down, across = draws.uniform(2)
     top, left = (down * (side - height + 1)).floor(), (across * (side - width + 1)).floor()
     return top, height, left, width
 

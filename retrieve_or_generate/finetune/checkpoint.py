@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from retrieve_or_generate.errors import IntegrityError
+from retrieve_or_generate.finetune.distributed import ALONE, World
 from retrieve_or_generate.store import content_key, durable_file, read_seal, remove_leftovers, seal
 
 FOLDER, SEAL = "checkpoint", "checkpoint.json"
@@ -28,10 +29,13 @@ Position = tuple[int, int]
 
 
 class Checkpoint:
-    """The state of the trial with this `key`, in `folder`: saved after every `every` updates (0: never) and on SIGTERM."""
+    """The state of the trial with this `key`, in `folder`: saved after every `every` updates (0: never) and on SIGTERM.
 
-    def __init__(self, folder: Path, key: str, every: int = 0):
-        self.folder, self.every = folder, every
+    In a `world` of several processes the first one saves, all load, and a SIGTERM to any of them ends all.
+    """
+
+    def __init__(self, folder: Path, key: str, every: int = 0, world: World = ALONE):
+        self.folder, self.every, self.world = folder, every, world
         self.key = content_key(["checkpoint", _VERSION, key])
         self._saved: Position = (0, 0)
         self._terminated = False
@@ -65,11 +69,13 @@ class Checkpoint:
         self._saved = position
 
     def pause(self, position: Position, state: Callable[[], dict[str, Any]]) -> None:
-        """Between two updates: save where that is due; `SystemExit` 143 when the process was told to terminate."""
+        """Between two updates: save where that is due; `SystemExit` 143 when a process was told to terminate."""
         due = self.every and position[1] % self.every == 0 and position > self._saved
-        if due or self._terminated:
+        terminated = self.world.any(self._terminated)
+        if (due or terminated) and self.world.first:
             self.save(position, state())
-        if self._terminated:
+        if terminated:
+            self.world.wait()  # whoever ends first may have the others ended
             raise SystemExit(128 + signal.SIGTERM)
 
     def remove(self) -> None:
@@ -87,7 +93,7 @@ class Checkpoint:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
-        if self._terminated:
+        if self.world.any(self._terminated):
             raise SystemExit(128 + signal.SIGTERM)
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:

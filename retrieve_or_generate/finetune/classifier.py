@@ -10,6 +10,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from retrieve_or_generate.finetune.data import Pixels
+from retrieve_or_generate.finetune.distributed import ALONE, World
 from retrieve_or_generate.finetune.feed import in_order
 from retrieve_or_generate.models import ImageModel, plain_attention
 from retrieve_or_generate.precision import native
@@ -83,7 +84,16 @@ def _reads_class_token_only(tower: nn.Module) -> bool:
 
 
 @torch.inference_mode()
-def features_of(classifier: Classifier, images: Pixels, batch_size: int = 128) -> Tensor:
-    """(n, 3, s, s) uint8 to (n, d) float32, unit length, on the classifier's device, in row order."""
+def features_of(classifier: Classifier, images: Pixels, batch_size: int = 128, world: World = ALONE) -> Tensor:
+    """(n, 3, s, s) uint8 to (n, d) float32, unit length, on the classifier's device, in row order.
+
+    In a `world` each process takes whole batches, so the bits are those of one process. The rows come to lie on the first; the
+    others have none.
+    """
+    lengths = [min(batch_size, len(images) - start) for start in range(0, len(images), batch_size)]
+    rows = [torch.zeros(0, classifier.head.in_features, device=classifier.device)]
     with plain_attention(classifier.device):
-        return torch.cat([classifier.features(part) for part in in_order(images, batch_size, classifier.device)])
+        batches = in_order(images, batch_size, classifier.device, world.part(len(lengths)))
+        rows += [classifier.features(batch) for batch in batches]
+    shares = [sum(lengths[world.part(len(lengths), rank)]) for rank in range(world.size)]
+    return world.on_first(torch.cat(rows), shares)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import open_clip
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.finetune.classifier import Classifier
+from retrieve_or_generate.finetune.distributed import ALONE, World
+from retrieve_or_generate.finetune.draws import Draws
 from retrieve_or_generate.models import Clip, ImageModel, plain_attention
 from retrieve_or_generate.tasks.templates import as_functions
 
@@ -50,9 +53,9 @@ class Paired(Classifier):
         captions = [template(name) for name in self.class_names for template in self.templates]
         self.tokens = clip.tokenizer(captions).view(len(self.class_names), len(self.templates), -1)  # type: ignore[operator]
 
-    def drawn_captions(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def drawn_captions(self, labels: Tensor, draws: Draws) -> Tensor:
         """(b, l) int64 on the device: of each label a caption of its class, by a template drawn on the CPU."""
-        which = torch.randint(len(self.templates), labels.shape, generator=generator)
+        which = draws.integers(0, len(self.templates))
         return self.tokens[labels.cpu(), which].to(self.device)
 
     def caption_features(self, tokens: Tensor) -> Tensor:
@@ -61,12 +64,16 @@ class Paired(Classifier):
             embedded = self.text.encode_text(tokens)
         return F.normalize(embedded.float(), dim=1)
 
-    def contrast(self, images: Tensor, captions: Tensor, weights: Tensor | None = None) -> Tensor:
+    def contrast(
+        self, images: Tensor, captions: Tensor, weights: Tensor | None = None, tune_scale: bool = True
+    ) -> Tensor:
         """CLIP's loss on (b, d) unit features: each image finds its caption among the batch's, and each caption its image.
 
-        `weights` (b,) say what each pair counts, by default all the same.
+        `weights` (b,) say what each pair counts, by default all the same. Of processes that add up their gradients, one is to
+        `tune_scale`: all of them have the whole loss.
         """
-        logits = self.text.logit_scale.exp() * images @ captions.T
+        scale = self.text.logit_scale if tune_scale else self.text.logit_scale.detach()
+        logits = scale.exp() * images @ captions.T
         own = torch.arange(len(images), device=images.device)
         if weights is None:
             return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
@@ -74,32 +81,45 @@ class Paired(Classifier):
         return each @ weights / 2
 
     def losses_in_passes(
-        self, pixels: Tensor, tokens: Tensor, most: int, parts: list[Tensor], weights: Tensor | None = None
+        self,
+        pixels: Tensor,
+        tokens: Tensor,
+        most: int,
+        parts: list[Tensor],
+        count: int,
+        weights: Tensor | None = None,
+        world: World = ALONE,
     ) -> Iterator[Tensor]:
         """Losses whose gradients add up to that of the whole batch, with at most `most` images in the network at once.
 
         The loss looks across images, so features of all come first, then the gradient through them pass by pass (GradCache,
-        arXiv 2101.06983). Its value goes to `parts`.
+        arXiv 2101.06983). Of a batch of `count`, `pixels` and `tokens` are the share of this process; the features of the
+        others are as constant to it as its own are to them. The value of the loss goes to `parts` of the first.
         """
-        if len(pixels) <= most:
-            loss = self.contrast(self.features(pixels), self.caption_features(tokens), weights)
+        whole = 0 < len(pixels) <= most
+        with nullcontext() if whole else torch.no_grad():
+            images, captions = self._rows(self.features, pixels, most), self._rows(self.caption_features, tokens, most)
+        if not whole:
+            images.requires_grad_()
+            captions.requires_grad_()
+        loss = self.contrast(world.among(images, count), world.among(captions, count), weights, world.first)
+        if world.first:
             parts.append(loss.detach())
-            yield loss
-            return
-        with torch.no_grad():
-            images = torch.cat([self.features(part) for part in pixels.split(most)])
-            captions = torch.cat([self.caption_features(part) for part in tokens.split(most)])
-        images.requires_grad_()
-        captions.requires_grad_()
-        loss = self.contrast(images, captions, weights)
-        parts.append(loss.detach())
         yield loss
+        if whole or not len(pixels):
+            return
         assert images.grad is not None
         assert captions.grad is not None
         for part, gradient in zip(pixels.split(most), images.grad.split(most), strict=True):
             yield (self.features(part) * gradient).sum()
         for part, gradient in zip(tokens.split(most), captions.grad.split(most), strict=True):
             yield (self.caption_features(part) * gradient).sum()
+
+    def _rows(self, encode: Callable[[Tensor], Tensor], inputs: Tensor, most: int) -> Tensor:
+        """(b, d) features of `inputs`, of which there may be none, `most` at once."""
+        if not len(inputs):
+            return torch.zeros(0, self.head.in_features, device=self.device)
+        return torch.cat([encode(part) for part in inputs.split(most)])
 
     @torch.no_grad()
     def bound_scale(self) -> None:

@@ -101,12 +101,12 @@ class _Batch:
         return self.images
 
 
-def in_order(images: Pixels, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    """All images from the first to the last, (b, 3, s, s) uint8 on `device`, gathered ahead."""
+def in_order(images: Pixels, batch_size: int, device: torch.device, batches: slice | None = None) -> Iterator[Tensor]:
+    """All images from the first to the last, or those of some `batches`, (b, 3, s, s) uint8 on `device`, gathered ahead."""
     if device.type == "cpu" and lives_on_device(images, device):
-        yield from torch.from_numpy(np.asarray(images)).split(batch_size)
+        yield from torch.from_numpy(np.asarray(images)).split(batch_size)[batches or slice(None)]
         return
-    rows = np.array_split(np.arange(len(images)), range(batch_size, len(images), batch_size))
+    rows = np.array_split(np.arange(len(images)), range(batch_size, len(images), batch_size))[batches or slice(None)]
     for _, batch in Feed(images, iter(rows), device, resident=False):
         yield batch
 

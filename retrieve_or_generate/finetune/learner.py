@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +19,8 @@ from retrieve_or_generate.finetune.augment import cropped, flipped, resized, shi
 from retrieve_or_generate.finetune.classifier import Classifier
 from retrieve_or_generate.finetune.contrastive import Paired
 from retrieve_or_generate.finetune.data import LabelledImages
+from retrieve_or_generate.finetune.distributed import ALONE, MemoryElsewhereError, World
+from retrieve_or_generate.finetune.draws import Draws
 from retrieve_or_generate.finetune.feed import Feed
 from retrieve_or_generate.finetune.mixing import batches_of
 from retrieve_or_generate.models import plain_attention
@@ -28,6 +32,7 @@ class Learner:
     """Trains `classifier` on `train` at one peak `rate`. `seed` gives data order and augmentation.
 
     `images_per_pass` of a batch go through the network at once, all of them unless memory is too small; the update is the same.
+    In a `world` of several processes each takes its share of every batch, and all make the same update.
     """
 
     def __init__(
@@ -39,19 +44,21 @@ class Learner:
         rate: float,
         seed: int,
         images_per_pass: int | None = None,
+        world: World = ALONE,
     ):
-        self.classifier, self.settings = classifier, settings
+        self.classifier, self.settings, self.world = classifier, settings, world
         self.labels = torch.from_numpy(train.labels).to(classifier.device)
         self.order, weights = batches_of(train, settings, seed)
         self.weights = None if weights is None else weights.to(classifier.device)
-        self.feed = Feed(train.images, self.order, classifier.device)
+        self._counts = deque[int]()
+        self.feed = Feed(train.images, self._shares(), classifier.device)
         self.draw = torch.Generator().manual_seed(seed_for("finetune", "augmentation", seed))
         groups = [(list[Tensor](classifier.tower.parameters()), 1.0)]
         if isinstance(classifier, Paired):
             groups.append((list[Tensor](classifier.text.parameters()), 1.0))
         else:
             groups.append((list[Tensor](classifier.head.parameters()), settings.head_learning_rate_factor))
-        self.descent = recipe.Descent(groups, plan, rate, settings.weight_decay)
+        self.descent = recipe.Descent(groups, plan, rate, settings.weight_decay, world)
         self.images_per_pass = images_per_pass or settings.batch_size
         self._losses: list[Tensor] = []
 
@@ -63,44 +70,59 @@ class Learner:
     def step(self) -> int:
         """One update; how many images it saw."""
         rows, images = next(self.feed)
+        count = self._counts.popleft()
+        draws = Draws(self.draw, count, self.world.part(count))
         labels = self.labels[torch.from_numpy(rows).to(self.labels.device)]
-        augmented = self._augmented(images)
+        augmented = self._augmented(images, draws)
         paired = self.classifier if isinstance(self.classifier, Paired) else None
-        targets = paired.drawn_captions(labels, self.draw) if paired else labels
+        targets = paired.drawn_captions(labels, draws) if paired else labels
         start = None
         if self.settings.adversarial:
             augmented = as_floats(augmented)
-            start = random_start(augmented, self.settings.adversarial, self.draw)
-        while not self._fits(augmented, targets, start):
-            self.images_per_pass = math.ceil(min(self.images_per_pass, len(labels)) / 2)
+            start = random_start(augmented, self.settings.adversarial, draws)
+        while not self._fits(augmented, targets, start, count):
+            self.images_per_pass = math.ceil(self._most_in_pass(count) / 2)
         if paired:
             paired.bound_scale()
-        return len(labels)
+        return count
 
-    def _augmented(self, images: Tensor) -> Tensor:
+    def _shares(self) -> Iterator[np.ndarray]:
+        """The rows of each batch that are this process's; how many the batch has goes to `_counts`."""
+        for batch in self.order:
+            self._counts.append(len(batch))
+            yield batch[self.world.part(len(batch))]
+
+    def _augmented(self, images: Tensor, draws: Draws) -> Tensor:
         """At the model's size: as the recipe has it, mirrored where that is asked for."""
         size = self.classifier.image_size
         if self.settings.recipe == "paper":
-            augmented = cropped(images, self.draw, size)
+            augmented = cropped(images, draws, size)
         else:
-            augmented = resized(shifted(images, self.draw), size)
-        return flipped(augmented, self.draw) if self.settings.flip else augmented
+            augmented = resized(shifted(images, draws), size)
+        return flipped(augmented, draws) if self.settings.flip else augmented
 
-    def _fits(self, images: Tensor, targets: Tensor, start: Tensor | None) -> bool:
+    def _most_in_pass(self, count: int) -> int:
+        """Images that go through at once, of a batch of `count`, in the process that has most of them."""
+        return min(self.images_per_pass, self.world.largest_part(count))
+
+    def _fits(self, images: Tensor, targets: Tensor, start: Tensor | None, count: int) -> bool:
         """Make the update, or find that passes of this size are too large for the memory; then nothing has changed.
 
         No part of the network looks across images, so passes change the gradient by no more than rounding. `targets` are labels,
-        or captions; `start` is where an attack on the images begins.
+        or captions; `start` is where an attack on the images begins. They are this process's share of a batch of `count`.
         """
         parts: list[Tensor] = []
         try:
             with plain_attention(images.device):
-                self.descent.step(self._losses_of(images, targets, start, parts))
+                self.descent.step(self._losses_of(images, targets, start, count, parts))
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or min(self.images_per_pass, len(images)) == 1:
+            if not is_out_of_memory(error) or self._most_in_pass(count) == 1:
                 raise
+            if not isinstance(error, MemoryElsewhereError):
+                self.world.check_memory(short=True)
         else:
-            self._losses.append(torch.stack(parts).sum())  # a tensor, so that no device has to be waited for
+            loss = torch.stack(parts).sum() if parts else torch.zeros((), device=images.device)
+            self._losses.append(self.world.sum(loss))  # a tensor, so that no device has to be waited for
             return True
         self.descent.optimizer.zero_grad()
         if images.device.type == "cuda":
@@ -108,22 +130,24 @@ class Learner:
         return False
 
     def _losses_of(
-        self, images: Tensor, targets: Tensor, start: Tensor | None, parts: list[Tensor]
+        self, images: Tensor, targets: Tensor, start: Tensor | None, count: int, parts: list[Tensor]
     ) -> Iterator[Tensor]:
-        """The mean loss of the batch in parts, one a pass; their values go to `parts`."""
+        """The mean loss of the whole batch in parts, one a pass of this process; their values go to `parts`."""
         if isinstance(self.classifier, Paired):
-            yield from self.classifier.losses_in_passes(images, targets, self.images_per_pass, parts, self.weights)
+            most, weights = self.images_per_pass, self.weights
+            yield from self.classifier.losses_in_passes(images, targets, most, parts, count, weights, self.world)
             return
+        weights = None if self.weights is None else self.weights[self.world.part(count)]
         for first in range(0, len(targets), self.images_per_pass):
             some = slice(first, first + self.images_per_pass)
             seen, labels = images[some], targets[some]
             if start is not None and self.settings.adversarial:
                 seen = attacked(self.classifier, seen, start[some], labels, self.settings.adversarial)
             logits = self.classifier(seen)
-            if self.weights is None:
-                loss = F.cross_entropy(logits, labels) * (len(labels) / len(targets))
+            if weights is None:
+                loss = F.cross_entropy(logits, labels) * (len(labels) / count)
             else:
-                loss = F.cross_entropy(logits, labels, reduction="none") @ self.weights[some]
+                loss = F.cross_entropy(logits, labels, reduction="none") @ weights[some]
             parts.append(loss.detach())
             yield loss
 

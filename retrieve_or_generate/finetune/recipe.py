@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retrieve_or_generate.finetune.distributed import ALONE, World
 from retrieve_or_generate.seeds import generator_for
 from retrieve_or_generate.settings import FinetuneSettings
 
@@ -65,21 +66,29 @@ def batches(settings: FinetuneSettings, images: int, seed: int) -> Iterator[np.n
 
 
 class Descent:
-    """AdamW along a plan. `groups` are parameters with the factor of their learning rate."""
+    """AdamW along a plan. `groups` are parameters with the factor of their learning rate; `world`, who else makes each update."""
 
-    def __init__(self, groups: list[tuple[list[Tensor], float]], plan: Plan, peak_rate: float, weight_decay: float):
-        self.plan, self.update = plan, 0
+    def __init__(
+        self,
+        groups: list[tuple[list[Tensor], float]],
+        plan: Plan,
+        peak_rate: float,
+        weight_decay: float,
+        world: World = ALONE,
+    ):
+        self.plan, self.update, self.world = plan, 0, world
         self.rates = [peak_rate * factor for _, factor in groups]
         self.parameters = [parameter for parameters, _ in groups for parameter in parameters]
         listed = [{"params": parameters} for parameters, _ in groups]
         self.optimizer = torch.optim.AdamW(listed, lr=peak_rate, betas=BETAS, weight_decay=weight_decay, fused=True)
 
     def step(self, losses: Iterable[Tensor]) -> None:
-        """One update down the gradient of the sum of `losses`, each let go of before the next is made."""
+        """One update down the gradient of the sum of `losses` of all processes, each let go of before the next is made."""
         self.optimizer.zero_grad()
         for loss in losses:
             loss.backward()
             del loss
+        self.world.add_gradients(self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.plan.rate(self.update)

@@ -28,7 +28,9 @@ from retrieve_or_generate.finetune.checkpoint import Checkpoint
 from retrieve_or_generate.finetune.classifier import Classifier, features_of
 from retrieve_or_generate.finetune.contrastive import Paired
 from retrieve_or_generate.finetune.data import LabelledImages, TaskImages
+from retrieve_or_generate.finetune.distributed import ALONE, World
 from retrieve_or_generate.finetune.learner import Learner
+from retrieve_or_generate.finetune.looks import Best, Look
 from retrieve_or_generate.finetune.measured import Measured
 from retrieve_or_generate.finetune.trial import TrialOutcome
 from retrieve_or_generate.models import ImageModel
@@ -44,11 +46,13 @@ def finetune(
     *,
     seed: int,
     checkpoint: Checkpoint | None = None,
+    world: World = ALONE,
 ) -> TrialOutcome:
     """Train a copy of `clip` on `train` and measure it on test images and shifts of `task`; without `train`, measure it as it is.
 
     `seed` gives data order and augmentation. Equal seeds give equal bits on one thread of one machine. `clip` is left as it was.
-    With a `checkpoint` training goes on from what it holds, and a SIGTERM saves it there and ends the process with 143.
+    With a `checkpoint` training goes on from what it holds, and a SIGTERM saves it there and ends the process with 143. The
+    processes of a `world` are given the same, and have the same outcome.
 
     Raises:
         UsageError: images of another size, labels out of range, or training that diverged at every learning rate.
@@ -60,7 +64,7 @@ def finetune(
     parts = {"task's train": task.train, "val": task.val, "test": task.test, **task.shifts}
     for what, images in parts.items():
         _check(images, what, clip.image_size, task.n_classes)
-    work = _Work(clip, task, settings, probe or ProbeSettings(), seed, checkpoint)
+    work = _Work(clip, task, settings, probe or ProbeSettings(), seed, checkpoint, world)
     zero_shot, probed = work.choose(train)
     own, *shifted = work.test(zero_shot, probed)
     return TrialOutcome(
@@ -76,6 +80,7 @@ def finetune(
         wall_seconds=time.perf_counter() - started,
         device=clip.device.type,
         precision=str(work.classifier.precision).removeprefix("torch."),
+        processes=world.size,
         model=zero_shot.state,
     )
 
@@ -90,61 +95,6 @@ def _check(images: LabelledImages, what: str, size: int, n_classes: int) -> None
         raise UsageError(f"{what} labels go from {low} to {high}, but there are {n_classes} classes")
 
 
-@dataclass(frozen=True)
-class _Look:
-    """The classifier at one moment of training and what validation says of it."""
-
-    learning_rate: float
-    update: int
-    wise_ft: float
-    val_accuracy: float
-    val_loss: float
-    probe: linear_probe.Selection
-    train_features: np.ndarray
-    val_features: np.ndarray
-    state: dict[str, Tensor]
-
-    def row(self) -> dict[str, Any]:
-        return {
-            "learning_rate": self.learning_rate,
-            "update": self.update,
-            "wise_ft": self.wise_ft,
-            "zero_shot_val_accuracy": self.val_accuracy,
-            "zero_shot_val_loss": self.val_loss,
-            "linear_probe_val_accuracy": self.probe.val_accuracy,
-            "linear_probe_val_loss": self.probe.val_loss,
-            "C": self.probe.C,
-        }
-
-    def packed(self) -> dict[str, Any]:
-        """What a checkpoint keeps; the probe follows from the features."""
-        return {
-            "learning_rate": self.learning_rate,
-            "update": self.update,
-            "wise_ft": self.wise_ft,
-            "val_accuracy": float(self.val_accuracy),
-            "val_loss": self.val_loss,
-            "train_features": torch.from_numpy(self.train_features),
-            "val_features": torch.from_numpy(self.val_features),
-            "state": self.state,
-        }
-
-
-@dataclass
-class _Best:
-    """The looks that validation prefers so far for zero-shot and for the probe: more right, else less loss, else the earlier."""
-
-    zero_shot: _Look | None = None
-    probed: _Look | None = None
-
-    def offer(self, look: _Look) -> None:
-        best = self.zero_shot
-        if best is None or (look.val_accuracy, -look.val_loss) > (best.val_accuracy, -best.val_loss):
-            self.zero_shot = look
-        if self.probed is None or look.probe.score > self.probed.probe.score:
-            self.probed = look
-
-
 @dataclass
 class _Work:
     """One trial under way: a classifier, what it is measured on, a history that grows, and where that is kept."""
@@ -155,8 +105,9 @@ class _Work:
     probe: ProbeSettings
     seed: int
     checkpoint: Checkpoint | None = None
+    world: World = ALONE
     history: list[dict[str, Any]] = field(default_factory=list)
-    best: _Best = field(default_factory=_Best)
+    best: Best = field(default_factory=Best)
     images_seen: int = 0
     stall_seconds: float = 0.0
     images_per_pass: int | None = None
@@ -168,8 +119,9 @@ class _Work:
             self.classifier: Classifier = Paired(self.clip, weights, *said, self.settings.precision)
         else:
             self.classifier = Classifier(self.clip, weights, self.settings.precision)
+        self.world.copy_first(self.classifier.state_dict().values())
 
-    def choose(self, train: LabelledImages | None) -> tuple[_Look, _Look]:
+    def choose(self, train: LabelledImages | None) -> tuple[Look, Look]:
         """Train, and give what validation prefers for zero-shot and for the probe."""
         plan = recipe.plan(self.settings, len(train) if train else 0)
         if train is None or not plan.updates:
@@ -186,7 +138,7 @@ class _Work:
             self.history.append({"chosen_for": name} | at)
         return zero_shot, probed
 
-    def test(self, zero_shot: _Look, probed: _Look) -> list[Measured]:
+    def test(self, zero_shot: Look, probed: Look) -> list[Measured]:
         """The task's own test images, then those of its shifts, through what was chosen."""
         shown = [self.task.test, *self.task.shifts.values()]
         features = self._features_at(zero_shot, shown)
@@ -194,14 +146,18 @@ class _Work:
             logits = [self.classifier.head(x).cpu().numpy() for x in features]
         if probed is not zero_shot:
             features = self._features_at(probed, shown)
-        fitted = self._probed(probed.train_features, probed.val_features)
-        probe = linear_probe.refit(probed.probe, *fitted, self.probe, self.seed)
-        probabilities = [probe.probabilities(x).astype(np.float32) for x in features]
-        return [Measured(*one) for one in zip(shown, logits, probabilities, strict=True)]
+        scores = self.world.from_first(lambda: (logits, self._probabilities(probed, features)))
+        return [Measured(*one) for one in zip(shown, *scores, strict=True)]
 
-    def _features_at(self, look: _Look, shown: Sequence[LabelledImages]) -> list[Tensor]:
+    def _probabilities(self, look: Look, features: Sequence[Tensor]) -> list[np.ndarray]:
+        """What the probe of `look`, refitted, says of each of `features`: (m, k) float32."""
+        fitted = self._probed(look.train_features, look.val_features)
+        probe = linear_probe.refit(look.probe, *fitted, self.probe, self.seed)
+        return [probe.probabilities(x).astype(np.float32) for x in features]
+
+    def _features_at(self, look: Look, shown: Sequence[LabelledImages]) -> list[Tensor]:
         self.classifier.load_state_dict(look.state)
-        return [features_of(self.classifier, images.images) for images in shown]
+        return [features_of(self.classifier, images.images, world=self.world) for images in shown]
 
     def _train(self, train: LabelledImages, plan: recipe.Plan) -> None:
         """From the start, or from what was saved, at one peak rate after another."""
@@ -210,7 +166,9 @@ class _Work:
         first = saved["rate"] if saved else 0
         for index, rate in enumerate(self.settings.learning_rates[first:], start=first):
             self.classifier.load_state_dict(start)
-            learner = Learner(self.classifier, train, self.settings, plan, rate, self.seed, self.images_per_pass)
+            learner = Learner(
+                self.classifier, train, self.settings, plan, rate, self.seed, self.images_per_pass, self.world
+            )
             looked = self._resume(saved, learner) if saved else 0
             saved = None
             self._descend(learner, plan, index, looked, start)
@@ -240,11 +198,12 @@ class _Work:
         if learner.images_per_pass < (self.images_per_pass or self.settings.batch_size):
             self.images_per_pass = learner.images_per_pass
             self.history.append({"update": learner.update, "images_per_pass": learner.images_per_pass})
-            print(
-                f"rog: memory is too small for a batch of {self.settings.batch_size}; it goes through in passes of "
-                f"{learner.images_per_pass}, which changes speed alone",
-                file=sys.stderr,
-            )
+            if self.world.first:
+                print(
+                    f"rog: memory is too small for a batch of {self.settings.batch_size}; it goes through in passes of "
+                    f"{learner.images_per_pass}, which changes speed alone",
+                    file=sys.stderr,
+                )
 
     def _looks(self, rate: float, update: int, train_loss: float, start: dict[str, Tensor]) -> None:
         """Measure the classifier as it is, or each of its mixtures with what it was at `start`; it is left as it is."""
@@ -276,36 +235,40 @@ class _Work:
         self.images_per_pass = saved["images_per_pass"]
         learner.images_per_pass = self.images_per_pass or learner.images_per_pass
         looks = [self._unpacked(packed) if packed else None for packed in saved["looks"]]
-        self.best = _Best(looks[0], looks[-1])
+        self.best = Best(looks[0], looks[-1])
         return int(saved["looked"])
 
-    def _unpacked(self, packed: dict[str, Any]) -> _Look:
+    def _unpacked(self, packed: dict[str, Any]) -> Look:
         features = {name: packed[name].numpy() for name in ("train_features", "val_features")}
         state = {name: value.to(self.clip.device) for name, value in packed["state"].items()}
-        return _Look(**packed | features | {"state": state, "probe": self._selection(**features)})
+        return Look(**packed | features | {"state": state, "probe": self._selection(**features)})
 
     def _look(self, rate: float, update: int, alpha: float, train_loss: float | None) -> None:
         """Measure the classifier as it is on validation, and keep it where it is the best so far."""
         if isinstance(self.classifier, Paired):
             self.classifier.rebuild_head()
-        val = self.task.val
-        val_x = features_of(self.classifier, val.images)
-        with torch.inference_mode():
-            logits = self.classifier.head(val_x).cpu()
-            loss = F.cross_entropy(logits, torch.from_numpy(val.labels)).item()
-        train_features, val_features = (
-            features_of(self.classifier, self.task.train.images).cpu().numpy(),
-            val_x.cpu().numpy(),
+        train_x, val_x = (
+            features_of(self.classifier, images.images, world=self.world) for images in (self.task.train, self.task.val)
         )
+        right, loss = self.world.from_first(lambda: self._zero_shot(val_x))
+        train_features, val_features = train_x.cpu().numpy(), val_x.cpu().numpy()
         selection = self._selection(train_features, val_features)
-        right = accuracy(logits.numpy(), val.labels)
         state = _copied(self.classifier.state_dict())
-        look = _Look(rate, update, alpha, right, loss, selection, train_features, val_features, state)
+        look = Look(rate, update, alpha, right, loss, selection, train_features, val_features, state)
         self.history.append(look.row() | {"train_loss": train_loss})
         self.best.offer(look)
 
+    @torch.inference_mode()
+    def _zero_shot(self, val_x: Tensor) -> tuple[float, float]:
+        """Accuracy and loss of the head on validation features."""
+        logits, labels = self.classifier.head(val_x).cpu(), self.task.val.labels
+        return accuracy(logits.numpy(), labels), F.cross_entropy(logits, torch.from_numpy(labels)).item()
+
     def _selection(self, train_features: np.ndarray, val_features: np.ndarray) -> linear_probe.Selection:
-        return linear_probe.select(*self._probed(train_features, val_features), self.probe, self.seed)
+        """The probe that validation prefers. Features lie on the first process, which fits it."""
+        return self.world.from_first(
+            lambda: linear_probe.select(*self._probed(train_features, val_features), self.probe, self.seed)
+        )
 
     def _probed(
         self, train_features: np.ndarray, val_features: np.ndarray

@@ -41,6 +41,7 @@ class TrialOutcome:
     stall_seconds: float  # of them, waiting for images to train on
     device: str
     precision: str  # that products were taken in
+    processes: int  # that shared the work, on a device each
     model: dict[str, Tensor] = field(repr=False)  # tower and head that validation chose for zero-shot
     shifts: Mapping[str, Measured] = field(default_factory=dict)
 
@@ -124,6 +125,7 @@ def write_trial(folder: Path, config: dict[str, Any], outcome: TrialOutcome, *, 
         stall_seconds=outcome.stall_seconds,
         device=outcome.device,
         precision=outcome.precision,
+        processes=outcome.processes,
         **({"shifts": shifts} if shifts else {}),
     )
     return Trial(folder, config, record["metrics"], record)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from retrieve_or_generate.finetune import LabelledImages, TaskImages, finetune, recipe
 from retrieve_or_generate.finetune.adversarial import as_floats, attacked, random_start
 from retrieve_or_generate.finetune.classifier import Classifier
+from retrieve_or_generate.finetune.draws import Draws
 from retrieve_or_generate.finetune.learner import Learner
 from retrieve_or_generate.models import Clip
 from retrieve_or_generate.settings import AdversarialSettings, FinetuneSettings, ProbeSettings
@@ -25,7 +26,7 @@ def test_an_attack_stays_within_reach_and_raises_the_loss_of_every_image(
 ) -> None:
     classifier, labels = Classifier(clip, task.class_weights), torch.from_numpy(train.labels)
     pixels = as_floats(torch.from_numpy(train.images))
-    start = random_start(pixels, ATTACK, torch.Generator().manual_seed(0))
+    start = random_start(pixels, ATTACK, Draws(torch.Generator().manual_seed(0), len(pixels)))
     moved = attacked(classifier, pixels, start, labels, ATTACK)
     assert (moved - pixels).abs().max() <= 8 / 255 + 1e-6
     assert ((moved >= 0) & (moved <= 1)).all()
@@ -74,7 +75,7 @@ def test_what_was_trained_so_withstands_an_attack_that_it_has_not_seen(
         for _ in range(12):
             learner.step()
         harder = AdversarialSettings(epsilon=56, steps=8)
-        start = random_start(images, harder, torch.Generator().manual_seed(9))
+        start = random_start(images, harder, Draws(torch.Generator().manual_seed(9), len(images)))
         moved = attacked(classifier, images, start, labels, harder)
         with torch.no_grad():
             right.append((classifier(moved).argmax(1) == labels).float().mean())

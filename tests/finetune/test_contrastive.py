@@ -11,6 +11,7 @@ from colours import make_clip
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.finetune import LabelledImages, TaskImages, finetune, recipe
 from retrieve_or_generate.finetune.contrastive import Paired
+from retrieve_or_generate.finetune.draws import Draws
 from retrieve_or_generate.finetune.learner import Learner
 from retrieve_or_generate.models import Clip
 from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
@@ -40,7 +41,7 @@ def test_the_loss_is_open_clips(clip: Clip, task: TaskImages) -> None:
 
 def test_captions_are_of_the_class_by_any_template(clip: Clip, task: TaskImages) -> None:
     model, labels = paired(clip, task), torch.tensor([0, 2] * 20)
-    drawn = model.drawn_captions(labels, torch.Generator().manual_seed(0))
+    drawn = model.drawn_captions(labels, Draws(torch.Generator().manual_seed(0), 40))
     said = {tuple(row) for row in clip.tokenizer(["a red", "some red thing"]).tolist()}  # type: ignore[operator]
     assert {tuple(row) for row in drawn[::2].tolist()} == said
     assert not said & {tuple(row) for row in drawn[1::2].tolist()}

@@ -14,6 +14,7 @@ from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.finetune import LabelledImages, TaskImages, finetune, recipe
 from retrieve_or_generate.finetune.augment import shifted
 from retrieve_or_generate.finetune.classifier import Classifier
+from retrieve_or_generate.finetune.draws import Draws
 from retrieve_or_generate.finetune.learner import Learner
 from retrieve_or_generate.finetune.mixing import MixedImages, batches_of, joined
 from retrieve_or_generate.models import Clip
@@ -54,7 +55,10 @@ def test_the_loss_is_gamma_of_the_firsts_and_the_rest_of_the_seconds(
     mixed = joined(train, coloured(6, seed=7), gamma=0.25)
     rows = next(batches_of(mixed, SETTINGS, 1)[0])
     draw = torch.Generator().manual_seed(seed_for("finetune", "augmentation", 1))
-    pixels, labels = shifted(torch.from_numpy(mixed.images[rows]), draw), torch.from_numpy(mixed.labels[rows])
+    pixels, labels = (
+        shifted(torch.from_numpy(mixed.images[rows]), Draws(draw, len(rows))),
+        torch.from_numpy(mixed.labels[rows]),
+    )
     expected, ours = (Classifier(clip, task.class_weights) for _ in range(2))
     logits = expected(pixels)
     loss = 0.25 * F.cross_entropy(logits[:4], labels[:4]) + 0.75 * F.cross_entropy(logits[4:], labels[4:])

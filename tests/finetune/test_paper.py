@@ -17,6 +17,7 @@ from torch import Tensor
 
 from retrieve_or_generate.finetune import TaskImages, finetune, recipe
 from retrieve_or_generate.finetune.augment import cropped
+from retrieve_or_generate.finetune.draws import Draws
 from retrieve_or_generate.models import Clip
 from retrieve_or_generate.seeds import seed_for
 from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
@@ -41,7 +42,7 @@ def reference(clip: Clip, settings: FinetuneSettings, rate: float, epochs: int) 
     for step in range(epochs * per_epoch):
         rows = next(order)
         assert len(rows) == (8 if (step + 1) % per_epoch else 23 % 8)  # a pass ends in what is left
-        pixels = (cropped(torch.from_numpy(train.images[rows]), draw) - 0.5) / 0.28
+        pixels = (cropped(torch.from_numpy(train.images[rows]), Draws(draw, len(rows))) - 0.5) / 0.28
         embedded = tower(pixels)
         logits = embedded / embedded.norm(dim=1, keepdim=True) @ theta[-2].T + theta[-1]
         loss = -logits.log_softmax(1)[range(len(rows)), train.labels[rows]].mean()
