@@ -95,10 +95,8 @@ class Learner:
     def _augmented(self, images: Tensor, draws: Draws) -> Tensor:
         """At the model's size: as the recipe has it, mirrored where that is asked for."""
         size = self.classifier.image_size
-        if self.settings.recipe == "paper":
-            augmented = cropped(images, draws, size)
-        else:
-            augmented = resized(shifted(images, draws), size)
+        paper = self.settings.recipe == "paper"
+        augmented = cropped(images, draws, size) if paper else resized(shifted(images, draws), size)
         return flipped(augmented, draws) if self.settings.flip else augmented
 
     def _most_in_pass(self, count: int) -> int:
