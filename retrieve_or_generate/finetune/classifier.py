@@ -34,6 +34,7 @@ class Classifier(nn.Module):
             self.head.bias.zero_()
         self.normalise, self.image_size = clip.normalise, clip.image_size
         self.precision = native(precision, clip.device)
+        self.embedding = class_token_embedding
 
     @property
     def device(self) -> torch.device:
@@ -42,8 +43,12 @@ class Classifier(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """(b, 3, s, s) uint8 or float in [0, 1] to (b, d) float32, unit length."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            embedded = class_token_embedding(self.tower, self.normalise(pixels))
+            embedded = self.embedding(self.tower, self.normalise(pixels))
         return F.normalize(embedded.float(), dim=1)
+
+    def compile_tower(self) -> None:
+        """From now on the tower runs compiled, once for each number of images; it is compiled when it is first used."""
+        self.embedding = torch.compile(class_token_embedding, dynamic=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(b, 3, s, s) uint8 or float in [0, 1] to (b, k) float32 logits."""

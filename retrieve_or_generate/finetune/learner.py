@@ -149,6 +149,11 @@ class Learner:
             parts.append(loss.detach())
             yield loss
 
+    @property
+    def last_loss(self) -> Tensor:
+        """Of the last update, before it was made, where it was computed: asking for it waits for no device."""
+        return self._losses[-1]
+
     def mean_loss(self) -> float:
         """Of the updates since this was asked last, each before it was made."""
         loss = torch.stack(self._losses).mean().item()

@@ -120,6 +120,8 @@ class _Work:
         else:
             self.classifier = Classifier(self.clip, weights, self.settings.precision)
         self.world.copy_first(self.classifier.state_dict().values())
+        if self.settings.compile:
+            self.classifier.compile_tower()
 
     def choose(self, train: LabelledImages | None) -> tuple[Look, Look]:
         """Train, and give what validation prefers for zero-shot and for the probe."""
