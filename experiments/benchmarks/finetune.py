@@ -185,12 +185,17 @@ class Ours:
 
     def held(self) -> None:
         """From now on the same batch, which is there already."""
+        order = self.learner.order
+        self.learner.order = itertools.repeat(next(order))
+        self.gathered()
         one = next(self.learner.feed)
-        self.learner.feed = itertools.repeat(one)  # type: ignore[assignment]
+        self.learner.feed = (one for _ in self.learner._shares())  # type: ignore[assignment]
+        self.learner._counts.clear()
 
     def gathered(self) -> None:
         """From now on a set that does not live on the device."""
-        self.learner.feed = Feed(self.pixels, self.learner.order, self.device, resident=False)
+        self.learner._counts.clear()
+        self.learner.feed = Feed(self.pixels, self.learner._shares(), self.device, resident=False)
 
 
 class Bench:
@@ -253,10 +258,10 @@ def compare(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         name: first.get(name, []) + [arm.step().item() for _ in range(given.curve - len(first.get(name, [])))]
         for name, arm in arms.items()
     }
-    apart = {
-        name: max(abs(a / b - 1) for a, b in zip(curves["rog"], curve, strict=True)) for name, curve in curves.items()
-    }
-    print(f"losses apart by at most {max(apart.values()):.4f}", flush=True)
+    rival = given.rivals[0]
+    pairs = {name: zip(curve, curves[rival], strict=True) for name, curve in curves.items()}
+    apart = {name: max(abs(ours / theirs - 1) for ours, theirs in pair) for name, pair in pairs.items()}
+    print(f"losses are at most {max(apart.values()):.4f} from those of {rival}", flush=True)
     cpu: dict[str, list[float]] = {name: [] for name in arms}
     wall: dict[str, list[float]] = {name: [] for name in arms}
     for repeat, (name, arm) in itertools.product(range(given.repeats), arms.items()):
@@ -269,7 +274,6 @@ def compare(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     counted = cpu if given.device == "cpu" else wall
     medians = {name: median(values) for name, values in counted.items()}
     rate = given.batch_size / medians["rog"]
-    rival = given.rivals[0]
     ratios = [theirs / own for own, theirs in zip(counted["rog"], counted[rival], strict=True)]
     return {
         "name": "finetune",

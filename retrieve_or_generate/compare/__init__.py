@@ -16,6 +16,7 @@ from retrieve_or_generate.compare import sets, trials
 from retrieve_or_generate.compare.folder import check_folder, inputs_key, is_finished, load_tasks, seal_run, write_head
 from retrieve_or_generate.compare.plan import check_scales, plan_trials
 from retrieve_or_generate.compare.results import write_results, write_stages
+from retrieve_or_generate.compare.workers import fitting_jobs
 from retrieve_or_generate.executors import Unit, core_count, run_units
 from retrieve_or_generate.experiment import Experiment
 from retrieve_or_generate.pocket.places import POOL, is_pool_there, is_task_there, world_builder
@@ -39,17 +40,18 @@ def compare(
 ) -> dict[str, Any]:
     """Run the experiment into folder `out` and give the verdict (what `verdict.json` holds).
 
-    `jobs` worker processes of one thread each, by default one a core. `index_folder` is where a FAISS index lies or is built,
-    beside the pool by default. `progress` is called with what is being done, how many of it
-    are done, and how many there are.
+    `jobs` worker processes of one thread each, by default one a core, or as many as memory bears. `index_folder` is where a FAISS
+    index lies or is built, beside the pool by default. `progress` is called with what is being done, how many of it are done, and
+    how many there are.
 
     Raises:
-        UsageError: `out` holds something else, an input is not there, or a source selects without its random counterpart.
+        UsageError: `out` holds something else, an input is not there, a source selects without its random counterpart, or memory
+            is too small for `jobs`.
         IntegrityError: a file changed since it was written.
     """
     experiment.check_selection()
     progress = progress or _silent
-    jobs = jobs or core_count()
+    asked, jobs = jobs, jobs or core_count()
     _build_world(experiment, jobs, progress)
     tasks = load_tasks(experiment)
     inputs = inputs_key(experiment, tasks)
@@ -59,6 +61,7 @@ def compare(
         with locked(out):
             remove_leftovers(out)
             write_head(out, experiment, device, inputs, tasks)
+            jobs = fitting_jobs(experiment, tasks, device, asked)
             _run(_Run(experiment, tasks, out, device, jobs, progress, index_folder), key)
     return dict(read_json(out / "verdict.json"))
 
@@ -103,7 +106,7 @@ class _Run:
         load = partial(prepare, self.out, self.experiment, self.device)
         if units:
             self.progress(what, 0, len(units))
-        for done, _ in enumerate(run_units(units, load, self.jobs), start=1):
+        for done, _ in enumerate(run_units(units, load, self.jobs, progress=self.progress), start=1):
             self.progress(what, done, len(units))
 
 

@@ -6,7 +6,6 @@ held whole.
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import faiss
 
 from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.memory import memory_bytes
 from retrieve_or_generate.pool.faiss_files import inner_index, lists_on_disk, reason_of
 from retrieve_or_generate.pool.layout import Pool
 from retrieve_or_generate.pool.recipe import IndexRecipe
@@ -160,12 +160,3 @@ def check_fits(stated: Footprint, folder: Path) -> None:
             f"{folder}: building takes {_size(stated.build_disk_bytes)} of disk and {_size(room)} are free; "
             "choose another --out"
         )
-
-
-def memory_bytes() -> int:
-    """Physical memory, or what a control group leaves of it."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(physical, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):
-        return physical

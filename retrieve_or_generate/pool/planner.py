@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 
 from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.memory import memory_bytes
 from retrieve_or_generate.pool.exact import pair_scores
-from retrieve_or_generate.pool.footprint import memory_bytes
 from retrieve_or_generate.pool.index import (
     LEAST_QUERIES,
     Index,

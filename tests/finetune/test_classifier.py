@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import open_clip
 import pytest
@@ -100,3 +102,18 @@ def test_zero_shot_logits_of_a_vit_b_16_are_open_clip_s() -> None:
     )
     image = network.encode_image((pixels.float() / 255 - mean) / std, normalize=True)
     torch.testing.assert_close(logits, image @ weights * network.logit_scale.exp(), rtol=1e-4, atol=1e-3)
+
+
+def test_compiled_it_computes_the_same(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced by torch as it would be for a GPU; what is made of the trace there takes minutes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, compiled = (Classifier(clip, torch.eye(128)[:, :3]) for _ in range(2))
+    compiled.compile_tower()
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    gradients = []
+    for classifier in (plain, compiled):
+        classifier(pixels).square().sum().backward()
+        gradients.append(classifier.tower.conv1.weight.grad)
+    torch.testing.assert_close(compiled(pixels), plain(pixels))
+    torch.testing.assert_close(gradients[1], gradients[0])
