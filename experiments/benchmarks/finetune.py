@@ -48,6 +48,7 @@ from retrieve_or_generate.executors import core_count
 from retrieve_or_generate.finetune import LabelledImages, recipe
 from retrieve_or_generate.finetune.augment import drawn_boxes
 from retrieve_or_generate.finetune.classifier import Classifier
+from retrieve_or_generate.finetune.draws import Draws
 from retrieve_or_generate.finetune.feed import Feed
 from retrieve_or_generate.finetune.learner import Learner
 from retrieve_or_generate.models import Clip, load_clip
@@ -122,7 +123,7 @@ class Boxed:
 
     def __iter__(self) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
         for rows in self.order:
-            boxes = torch.stack(drawn_boxes(len(rows), self.side, self.draw), 1).int().tolist()
+            boxes = torch.stack(drawn_boxes(self.side, Draws(self.draw, len(rows))), 1).int().tolist()
             yield list(zip(rows.tolist(), map(tuple, boxes), strict=True))
 
 
