@@ -8,6 +8,7 @@ gains from the model off the shelf.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,6 +22,8 @@ from matplotlib.ticker import MaxNLocator
 from retrieve_or_generate.report.drawing import MUTED, Drawing, canvas, colour_of, label_of, marker_of, svg_of
 from retrieve_or_generate.report.escaping import file_stem, shortened
 from retrieve_or_generate.report.tables import METRICS, in_order, scores_on
+
+_LETTERS_IN_A_ROW = 44  # of four labels in the legend
 
 Key = tuple[str, str, str]
 """Task, shift and metric."""
@@ -125,8 +128,11 @@ def _panel(cells: Sequence[ShiftedCell], metric: str) -> bytes:
         axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.set_xlabel(f"{metric} on own test images, %")
     axes.set_ylabel("under shift, %")
-    figure.subplots_adjust(left=0.14, right=0.97, top=0.97, bottom=0.31)
-    figure.legend(loc="lower left", ncols=3, fontsize=8, handlelength=1.6, columnspacing=1.2, borderaxespad=0.2)
+    labels = [label_of(source) for source in dict.fromkeys(cell.source for cell in cells)]
+    columns = 4 if sum(map(len, labels)) <= _LETTERS_IN_A_ROW else 3
+    legend_rows = math.ceil(len(labels) / columns)
+    figure.subplots_adjust(left=0.14, right=0.97, top=0.97, bottom=(48 + 17 * legend_rows) / 300)
+    figure.legend(loc="lower left", ncols=columns, fontsize=8, handlelength=1.2, columnspacing=0.9, borderaxespad=0.2)
     return svg_of(figure)
 
 

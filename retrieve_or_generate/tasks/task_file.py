@@ -20,6 +20,7 @@ from retrieve_or_generate.errors import UsageError, unknown_name
 from retrieve_or_generate.settings import Settings
 from retrieve_or_generate.tasks.base import SPLITS, SplitName, Task
 from retrieve_or_generate.tasks.image_folder import ImageFolders
+from retrieve_or_generate.tasks.image_tar import ImageTars
 from retrieve_or_generate.tasks.layout import HeldOut, Labelled, Layout
 from retrieve_or_generate.tasks.queries import read_queries
 from retrieve_or_generate.tasks.split import Reader
@@ -41,7 +42,7 @@ from retrieve_or_generate.tasks.words import (
 from retrieve_or_generate.yaml_files import read_mapping, validated
 
 TASK_FILE = "task.yaml"
-Kind = Literal["image_folder", "webdataset", "hugging_face", "parquet"]
+Kind = Literal["image_folder", "image_tar", "webdataset", "hugging_face", "parquet"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 HeldOutShare = Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(ge=1)]
 _OTHER_NAMES = {"train": ("training",), "val": ("validation", "valid", "dev"), "test": ("testing",)}
@@ -52,7 +53,7 @@ class SourceFile(Settings):
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
-    data: str = Field(".", description="folder or parquet file, from the folder of this file")
+    data: str = Field(".", description="folder, tar or parquet file, from the folder of this file")
     kind: Kind | None = Field(None, description="how it is laid out; null: what lies there says so")
     image: str | None = Field(None, description="column of the images (tables)")
     label: str | None = Field(None, description="column of the labels (tables)")
@@ -159,12 +160,14 @@ def _layout(given: SourceFile, path: Path) -> Layout:
         raise UsageError(f"{path}: image, label and split name columns of tables, but the kind is {kind}")
     if kind == "image_folder":
         return ImageFolders(place)
+    if kind == "image_tar":
+        return ImageTars(place)
     return Webdataset(place) if kind == "webdataset" else Tables(place, columns)
 
 
 def _kind(place: Path, path: Path) -> Kind:
     if place.is_file():
-        return "parquet"
+        return "image_tar" if place.suffix == ".tar" else "parquet"
     if any(place.glob("*/*.tar")):
         return "webdataset"
     if any(place.glob("*/state.json")) or (place / "state.json").is_file():
@@ -173,6 +176,8 @@ def _kind(place: Path, path: Path) -> Kind:
         return "parquet"
     if any(entry.is_dir() for entry in place.iterdir()):
         return "image_folder"
+    if any(place.glob("*.tar")):
+        return "image_tar"
     raise UsageError(f"{path}: data: {place}: no class folders, tars or tables in it")
 
 
@@ -255,7 +260,7 @@ def _templates(given: TaskFile, folder: Path) -> tuple[str, ...]:
 def _shift(name: str, given: ShiftFile, path: Path, task: Task) -> Reader:
     """A shifted test set with the class ids of `task`: by name, by a folder's form of it, by WordNet id, or by number."""
     layout = _layout(given, path)
-    split = _shift_split(given, layout, path)
+    split = _shift_split(name, given, layout, path)
     labels, places = layout.labels(split), {known: place for place, known in enumerate(task.class_names)}
     if isinstance(given.classes, dict):
         return Labelled(layout, split, {label: _place(known, places) for label, known in given.classes.items()}, True)
@@ -274,14 +279,20 @@ def _shift(name: str, given: ShiftFile, path: Path, task: Task) -> Reader:
     return Labelled(layout, split, ids, True)
 
 
-def _shift_split(given: ShiftFile, layout: Layout, path: Path) -> str:
+def _shift_split(name: str, given: ShiftFile, layout: Layout, path: Path) -> str:
     """Which split of a shift is its test set; class folders may lie without one around them."""
-    there = layout.splits()
-    if given.test is None and isinstance(layout, ImageFolders):
+    there, without = layout.splits(), isinstance(layout, ImageFolders)
+    if given.test is None and without:
         return "test" if "test" in there else "."
     if given.test is None and len(there) == 1:
         return there[0]
-    return _split_called("test", given.test, layout, path)
+    for one in (given.test,) if given.test is not None else ("test", *_OTHER_NAMES["test"]):
+        if one in there or (one == "." and without):
+            return one
+    listed = ", ".join(there) or "none"
+    raise UsageError(
+        f"{path}: shift {name}: no split {given.test or 'test'!r} in {layout.where} (there are: {listed}); say which: test: NAME"
+    )
 
 
 def _place(name: str, places: Mapping[str, int]) -> int:

@@ -82,6 +82,27 @@ def image_folder_held_out(folder: Path, patch: pytest.MonkeyPatch) -> str:
     return task_yaml(folder, "data: birds\ntrain: .\nval: 0.2\ntest: 0.3")
 
 
+def image_tar(folder: Path, patch: pytest.MonkeyPatch) -> str:
+    """One tar with everything below a folder of its own."""
+    drawn, members = pictures(), []
+    for split in COUNTS:
+        for place, (label, data) in enumerate(rows(split, drawn)):
+            members.append((f"birds/{split}/{NAMES[label].replace('/', '_')}/{place}.JPG", data))
+    write_tar(folder / "birds.tar", members[::-1])
+    return task_yaml(folder, f"data: birds.tar\nclasses: {list(NAMES)}")
+
+
+def tar_of_each_split(folder: Path, patch: pytest.MonkeyPatch) -> str:
+    drawn = pictures()
+    for split in COUNTS:
+        named = [
+            (f"./{NAMES[label].replace('/', '_')}/{place}.JPG", data)
+            for place, (label, data) in enumerate(rows(split, drawn))
+        ]
+        write_tar(folder / f"{split}.tar", named)
+    return task_yaml(folder, f"classes: {list(NAMES)}")
+
+
 def _data_set(split: str, drawn: Iterator[bytes]) -> Any:
     from datasets import ClassLabel, Dataset, Features, Image
 
@@ -209,7 +230,8 @@ def _imagenet(folder: Path, patch: pytest.MonkeyPatch, wnids: list[str], held_ou
 KINDS: dict[str, Callable[[Path, pytest.MonkeyPatch], str]] = {
     made.__name__: made
     for made in (
-        *(clip_benchmark, image_folder, image_folder_held_out, hugging_face, hub_parquet, parquet_of_paths),
+        *(clip_benchmark, image_folder, image_folder_held_out, image_tar, tar_of_each_split),
+        *(hugging_face, hub_parquet, parquet_of_paths),
         *(dtd, fgvc_aircraft, stanford_cars, flowers102, imagenet, whole_imagenet),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 from torch.utils.data import random_split
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.store import write_tar
 from retrieve_or_generate.tasks import Task, load_task
 from tests.tasks import miniatures
 from tests.tasks.miniatures import NAMES, PNG, task_yaml, write
@@ -199,7 +201,7 @@ class TestShifts:
         ("valid: 0.2", r"task.yaml: unknown key 'valid'; did you mean 'val'\?"),
         (
             "kind: folder",
-            "task.yaml: kind: input should be 'image_folder', 'webdataset', 'hugging_face' or 'parquet', not 'folder'",
+            "task.yaml: kind: input should be 'image_folder', 'image_tar', 'webdataset', 'hugging_face' or 'parquet', not 'folder'",
         ),
         ("data: nowhere", r"data: .*nowhere: no such file or folder"),
         (
@@ -374,3 +376,35 @@ def test_numbers_in_a_table_that_no_list_of_classes_goes_up_to(tmp_path: Path) -
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(told)}), tmp_path / "train.parquet")
     with pytest.raises(IntegrityError, match=r"train.parquet: what the labels of label are called is no list of words"):
         load_task(task_yaml(tmp_path, "classes: [jay, rook]"))
+
+
+class TestTars:
+    def test_unpacked_it_is_the_same_task(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        makers = (miniatures.image_folder, miniatures.image_tar, miniatures.tar_of_each_split)
+        tasks = [load_task(made(tmp_path / made.__name__, monkeypatch)) for made in makers]
+        assert len({task.fingerprint for task in tasks}) == 1
+
+    def test_a_shift_as_it_is_published(self, told: Opened, tmp_path: Path) -> None:
+        write_tar(tmp_path / "drawn.tar", [("drawn/README.txt", b""), ("drawn/mute swan/b.png", PNG)])
+        with pytest.raises(UsageError, match="all images are of 'mute swan'"):
+            told("shifts: {drawn: ../drawn.tar}").shift("drawn")
+        write_tar(tmp_path / "drawn.tar", [("a/mute swan/b.png", PNG), ("/b/grey heron/a.png", PNG)])
+        with pytest.raises(
+            UsageError, match=r"shift drawn: no split 'test' in .* \(there are: a, b\); say which: test:"
+        ):
+            told("shifts: {drawn: ../drawn.tar}")
+        write_tar(tmp_path / "drawn.tar", [("drawn/mute swan/b.png", PNG), ("drawn/grey heron/a.png", PNG + b"x")])
+        shift = told("shifts: {drawn: ../drawn.tar}").shift("drawn")
+        assert (shift.keys, shift.labels.tolist()) == (["grey heron/a.png", "mute swan/b.png"], [0, 1])
+        assert shift.images[0] == PNG + b"x"
+
+    def test_what_is_no_tar_of_class_folders(self, told: Opened, tmp_path: Path) -> None:
+        (tmp_path / "drawn.tar").write_bytes(gzip.compress(b"x" * 2000))
+        with pytest.raises(IntegrityError, match=r"drawn.tar: not a whole tar, or a compressed one: unpack that"):
+            told("shifts: {drawn: ../drawn.tar}")
+        write_tar(tmp_path / "drawn.tar", [("a.png", PNG)])
+        with pytest.raises(UsageError, match=r"drawn.tar: a.png lies in no folder; an image of a class lies in CLASS/"):
+            told("shifts: {drawn: ../drawn.tar}")
+        write_tar(tmp_path / "drawn.tar", [])
+        with pytest.raises(UsageError, match=r"shift drawn: no split 'test' in .*drawn.tar \(there are: none\)"):
+            told("shifts: {drawn: ../drawn.tar}")
