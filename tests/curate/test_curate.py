@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -94,6 +96,37 @@ def test_what_was_planted_is_found(tmp_path: Path, task: Task, clip: Clip, candi
         assert "duplicate" in (reasons[f"near-{i}"], reasons[f"train-{i + 9:03d}"])
     assert (reasons == "duplicate").sum() == 6
     assert reasons[["dead", "nsfw", "html"]].tolist() == ["dead_link", "nsfw", "undecodable"]
+
+
+def test_images_of_a_shift_go_too_and_a_set_made_before_it_is_looked_at_again(
+    tmp_path: Path, task: Task, clip: Clip, candidates: list[Candidate]
+) -> None:
+    before = _curated(tmp_path, task, clip, candidates)
+    assert "shifts" not in before.record["curation"]
+    mirrored = SimpleNamespace(read=lambda: task.split("train").take(np.arange(20, 24)))
+    shifted = dataclasses.replace(task, shifts={"mirrored": mirrored})
+    settings = CurateSettings(keep_fraction=0.5)
+    after = curate(tmp_path, task=shifted, clip=clip, settings=settings)
+    reasons = after.manifest.set_index("key")["reason"]
+    assert (reasons[[f"train-{i:03d}" for i in range(20, 24)]] == "contaminated").all()
+    assert after.record["evaluation_copies"]["train-020"] == "mirrored/000020"
+    assert after.record["curation"]["shifts"] == shifted.shift_fingerprints
+    settings = CurateSettings(keep_fraction=0.5, decontaminate_against=("val",))
+    assert "shifts" not in curate(tmp_path, task=shifted, clip=clip, settings=settings).record["curation"]
+
+
+@pytest.mark.parametrize("score", ["mean", "max"])
+def test_templates_may_ask_for_the_article(
+    score: str, tmp_path: Path, task: Task, clip: Clip, candidates: list[Candidate]
+) -> None:
+    def scores(*templates: str) -> list[float]:
+        said = dataclasses.replace(task, templates=templates)
+        made = _curated(
+            tmp_path / str(len(list(tmp_path.iterdir()))), said, clip, candidates[:9], score=score, least_per_class=0
+        )
+        return made.manifest["clip_score"].tolist()
+
+    assert scores("{a} {} texture") == scores("a {} texture") != scores("the {} texture")
 
 
 def test_candidates_are_the_kept_and_the_reasons(
