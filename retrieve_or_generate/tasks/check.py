@@ -25,7 +25,9 @@ _NAMED = 5
 
 @dataclass
 class SplitCheck:
-    """One split, or shift. `counts` are images by class id, `unreadable` keys with what is wrong, `sides` the shorter ones."""
+    """One split, or shift. `counts` are images by class id, `unreadable` keys with what is wrong, `sides` the shorter ones,
+    `repeated` how many images have the bytes of one before them.
+    """
 
     name: str
     counts: list[int]
@@ -34,6 +36,7 @@ class SplitCheck:
     bytes: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     sides: Counter[int] = field(default_factory=Counter)
+    repeated: int = 0
 
     @property
     def images(self) -> int:
@@ -64,6 +67,8 @@ class SplitCheck:
             yield f"a shift that shows {shown} of {len(class_names)} classes; it is measured among those"
         elif empty:
             yield f"no image of {len(empty)} classes ({_some(empty)})"
+        if self.repeated:
+            yield f"{self.repeated} images have the bytes of another one in it"
         if self.unreadable:
             told = [f"{key}: {problem}" for key, problem in self.unreadable.items()]
             yield f"{len(told)} images cannot be read ({_some(told)}); replace them or leave them out"
@@ -130,6 +135,7 @@ def check_task(task: Task, sample: int | None = None, progress: Progress | None 
         counts = np.bincount(split.labels, minlength=len(task.class_names)).tolist()
         check = SplitCheck(name, counts, name in shifts)
         hashes[name] = set(_looked_at(split, check, sample, f"{task.name} {name}", progress))
+        check.repeated = check.looked_at - len(hashes[name])
         checked.append(check)
     pairs = [*combinations(splits, 2), *product(splits, shifts)]
     in_two = {f"{one}, {other}": len(hashes[one] & hashes[other]) for one, other in pairs}

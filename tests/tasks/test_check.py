@@ -51,6 +51,13 @@ def test_faults_are_named_and_end_with_code_2(birds: Path, capsys: pytest.Captur
     assert "train, val: 1 images are in both" in out
 
 
+def test_an_image_that_stands_twice_in_a_split_is_said(birds: Path) -> None:
+    assert not any("bytes of another" in line for line in check_task(load_task(str(birds))).lines())
+    first = next((birds / "test/mute swan").iterdir())
+    (birds / "test/grey heron/copy.jpg").write_bytes(first.read_bytes())
+    assert "test: 1 images have the bytes of another one in it" in check_task(load_task(str(birds))).lines()
+
+
 def test_a_sample_says_that_it_is_one(birds: Path) -> None:
     found = check_task(load_task(str(birds)), sample=2)
     assert [split.looked_at for split in found.splits] == [2, 2, 2]
