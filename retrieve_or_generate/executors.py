@@ -34,7 +34,8 @@ Progress = Callable[[str, int, int], None]
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _PLAIN = (UsageError, IncompleteError, OSError, MemoryError)  # what says enough without its traceback
-_PATIENCE_SECONDS = 2.0
+_PATIENCE_SECONDS = 2.0  # for workers that have nothing left to do
+_SAVING_SECONDS = 25.0  # for workers that are told to end and save first; engines that kill allow half a minute (Slurm's KillWait)
 _TELL_SECONDS = 0.1
 # On Linux workers are forked from a server that has imported what all of them need (half a gigabyte that they share, and seconds
 # that each saves) and has started no thread; elsewhere the numerical libraries do not bear a fork.
@@ -201,13 +202,26 @@ def _receive(worker: _Worker[P]) -> tuple[Unit[P], Any] | _Told:
 
 
 def _stop(processes: Sequence[BaseProcess]) -> None:
+    """End them: most end at once, some save where they are; when told to end again, or after `_SAVING_SECONDS`, they are killed."""
     for process in processes:
         process.terminate()
+    try:
+        if saving := _outlive(processes, _PATIENCE_SECONDS):
+            print(f"rog: {saving} workers save where they are; interrupt again to end at once", file=sys.stderr, flush=True)
+            _outlive(processes, _SAVING_SECONDS)
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _outlive(processes: Sequence[BaseProcess], seconds: float) -> int:
+    """How many of them are still there after so many seconds; as soon as none is, 0."""
+    end = time.monotonic() + seconds
     for process in processes:
-        process.join(_PATIENCE_SECONDS)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        process.join(max(0.0, end - time.monotonic()))
+    return sum(process.is_alive() for process in processes)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from retrieve_or_generate.curate.balance import class_quotas
+from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.image_set import ImageSet
 from retrieve_or_generate.settings import MixSettings
 from retrieve_or_generate.tasks import Task
@@ -23,6 +24,16 @@ class Drawn:
 
     task: Task
     sets: Mapping[str, ImageSet]
+
+    def __post_init__(self) -> None:
+        """`UsageError` for a set of other classes, whose labels would be taken for the task's."""
+        for image_set in self.sets.values():
+            if image_set.class_names != tuple(self.task.class_names):
+                theirs, ours = len(image_set.class_names), len(self.task.class_names)
+                raise UsageError(
+                    f"{image_set.folder}: its {theirs} classes are not the {ours} of task {self.task.name!r}; give the task that it "
+                    "was made for, or make it anew"
+                )
 
     @cached_property
     def counts(self) -> dict[str, np.ndarray]:

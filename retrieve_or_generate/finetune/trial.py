@@ -23,7 +23,7 @@ from retrieve_or_generate.finetune.data import LabelledImages
 from retrieve_or_generate.finetune.measured import Measured, shift_record
 from retrieve_or_generate.store import content_key, durable_file, read_json, read_seal, seal, write_bytes, write_json
 
-RESULT, MODEL = "result.json", "model"
+CONFIG, RESULT, MODEL = "config.json", "result.json", "model"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def write_trial(folder: Path, config: dict[str, Any], outcome: TrialOutcome, *, 
 
     `model` are files of the fine-tuned model that lie in `folder` already, and now belong to the trial.
     """
-    write_json(folder / "config.json", config)
+    begin_trial(folder, config)
     lines = [json.dumps(row, sort_keys=True, allow_nan=False) for row in outcome.history]
     write_bytes(folder / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
     every = np.arange(outcome.zero_shot_logits.shape[1])
@@ -109,7 +109,7 @@ def write_trial(folder: Path, config: dict[str, Any], outcome: TrialOutcome, *, 
     for name, table in tables.items():
         with durable_file(folder / name) as path:
             pq.write_table(table, path)
-    files = [*(folder / name for name in ("config.json", "metrics.jsonl", *tables)), *model]
+    files = [*(folder / name for name in (CONFIG, "metrics.jsonl", *tables)), *model]
     shifts = {name: shift_record(outcome.own, shift) for name, shift in outcome.shifts.items()}
     record = seal(
         folder,
@@ -131,6 +131,18 @@ def write_trial(folder: Path, config: dict[str, Any], outcome: TrialOutcome, *, 
     return Trial(folder, config, record["metrics"], record)
 
 
+def begin_trial(folder: Path, config: dict[str, Any]) -> None:
+    """Write `config.json`, by which `is_begun` knows the folder again if the process is killed before the trial is finished."""
+    write_json(folder / CONFIG, config)
+
+
+def is_begun(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether `folder` holds an unfinished trial of this `config`, which whoever writes it again may take as its own."""
+    if not (folder / CONFIG).is_file() or (folder / RESULT).exists():
+        return False
+    return content_key(read_json(folder / CONFIG)) == content_key(config)
+
+
 def read_trial(folder: Path, config: dict[str, Any] | None = None) -> Trial | None:
     """The finished trial in `folder`; None when there is none, or only one of another `config`.
 
@@ -140,7 +152,7 @@ def read_trial(folder: Path, config: dict[str, Any] | None = None) -> Trial | No
     record = read_seal(folder, RESULT, content_key(config) if config is not None else None)
     if record is None:
         return None
-    return Trial(folder, read_json(folder / "config.json"), record["metrics"], record)
+    return Trial(folder, read_json(folder / CONFIG), record["metrics"], record)
 
 
 def _shift_file(name: str) -> str:

@@ -25,6 +25,7 @@ INK, MUTED, RULE = "#1d2329", "#5c6670", "#dfe3e8"
 _COLOURS = dict(zip(SOURCES, ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#5c6670"), strict=True))
 _MARKERS = dict(zip(SOURCES, ("o", "s", "^", "D", ""), strict=True))
 _OTHER_COLOURS = ("#e69f00", "#56b4e9", "#882255", "#999933", "#cc79a7", "#332288", "#44aa99")
+_MIXED_MARKERS = ("D", "P", "X", "p", "h")
 _STRENGTHS = matplotlib.colormaps["Greens"]
 _PAGE_FONTS = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'DejaVu Sans',sans-serif"
 _STYLE = {
@@ -76,6 +77,9 @@ def colour_of(source: str) -> str:
 
 
 def marker_of(source: str) -> str:
+    """Its kind's; one of several mixtures, which may have one colour, has a marker of its name."""
+    if source.startswith("mixed-"):
+        return _MIXED_MARKERS[sum(source.encode()) // len(_OTHER_COLOURS) % len(_MIXED_MARKERS)]
     return _MARKERS.get(source.partition("-")[0], "v")
 
 
@@ -85,7 +89,7 @@ def label_of(source: str) -> str:
     if strength_of(source) is not None:
         return f"strength {name}"
     if source.startswith("mixed-"):
-        return shortened(f"mixed {name}", 14)
+        return shortened(f"mixed {name}", 12)
     return "off the shelf" if source == "none" else shortened(name or source, 14)
 
 

@@ -180,7 +180,13 @@ def _corrected(contrasts: list[Contrast]) -> list[Contrast]:
 
 
 def _equivalences(results: pd.DataFrame, tasks: Sequence[str], pair: Pair) -> list[dict[str, Any]]:
-    """For both directions of the primary pair: how many images of one do what the largest scale of the other does."""
+    """For both directions of the primary pair: how many images of one do what the largest scale of the other does.
+
+    None where the scale is not the number of images: a mixture by count has more.
+    """
+    drawn = results[results["source"].isin(pair) & (results["scale"] > 0)]
+    if (drawn["n_train"] != drawn["scale"]).any():
+        return []
     scores = test_scores(results, PRIMARY_METRIC)
     found = []
     for task in tasks:

@@ -33,7 +33,8 @@ GRID = Experiment(tasks=("birds",), sources=("none", "retrieved", "synthetic"), 
 def _set(counts: list[int], excluded: tuple[str, ...] = ()) -> Any:
     record = {"files": {"manifest.parquet": {"sha256": str(counts)}}}
     source = "synthetic" if counts[0] == 4 else "retrieved"
-    return SimpleNamespace(source=source, counts=lambda: np.array(counts), excluded=excluded, record=record)
+    names = ("jay", "rook", "wren")
+    return SimpleNamespace(source=source, class_names=names, counts=lambda: np.array(counts), excluded=excluded, record=record)
 
 
 def _plan(retrieved: Any, synthetic: Any) -> list[Any]:
@@ -183,3 +184,10 @@ def test_a_count_beyond_the_retrieved_set_is_said_before_anything_is_generated()
     more = MIXED.model_copy(update={"scales": (2,), "sources": ("retrieved", "synthetic", "mixed-more")})
     with pytest.raises(UsageError, match=r"scale 5: .* share only 3 images"):
         check_scales(more, {"birds": TASK}, {"birds": _set([1, 1, 1])})
+
+
+def test_a_set_of_other_classes_is_one_line() -> None:
+    other = _set([5, 5, 5])
+    other.class_names, other.folder = ("jay", "wren", "rook"), Path("sets/owls")
+    with pytest.raises(UsageError, match=r"sets/owls: its 3 classes are not the 3 of task 'birds'; give the task"):
+        plan_trial(GRID, TASK, [other], "clip")

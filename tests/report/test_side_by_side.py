@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from retrieve_or_generate.report import side_by_side
-from retrieve_or_generate.report.drawing import colour_of, label_of, styled
+from retrieve_or_generate.report.drawing import colour_of, label_of, marker_of, styled
 from retrieve_or_generate.report.tables import in_order
 
 
@@ -33,6 +33,13 @@ def test_strategies_stand_side_by_side_with_their_numbers(results_of: Callable[.
     assert f"llm {mean:.1f}" in drawing.words
     for label in ("llm", "places", "retrieved", "synthetic"):
         assert f">{label}<" in drawing.svg.decode()
+
+
+def test_mixtures_are_told_apart_by_label_and_marker() -> None:
+    mixed = ("mixed-half", "mixed-added", "mixed-weighed")
+    assert [label_of(one) for one in mixed[:2]] == ["mixed half", "mixed added"]
+    assert len(label_of(mixed[2])) == 12
+    assert len({(colour_of(one), marker_of(one)) for one in (*mixed, "mixed", "synthetic-llm")}) == 5
 
 
 def test_strengths_are_drawn_by_number(results_of: Callable[..., pd.DataFrame]) -> None:

@@ -226,6 +226,13 @@ def test_equivalence_in_words() -> None:
     assert found[1]["images"] is None
 
 
+def test_what_is_larger_than_its_scale_says_has_no_equivalence() -> None:
+    curves = [rows("digits", "retrieved", n, [v, v]) for n, v in ((50, 0.60), (100, 0.65))]
+    added = rows("digits", "synthetic", 100, [0.65, 0.675])
+    assert make_verdict(pd.concat([*curves, added]))["equivalences"] != []
+    assert make_verdict(pd.concat([*curves, added.assign(n_train=150)]))["equivalences"] == []
+
+
 def test_text_is_short_and_ends_with_the_caveats(results_of: Results) -> None:
     text = verdict_text(make_verdict(results_of(), pocket=True))
     lines = text.splitlines()
