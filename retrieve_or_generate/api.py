@@ -200,7 +200,7 @@ def _finetuned(
     from retrieve_or_generate.finetune.data import decoded_set
     from retrieve_or_generate.finetune.mixing import joined
     from retrieve_or_generate.finetune.saved import save_model as write_model
-    from retrieve_or_generate.finetune.trial import MODEL
+    from retrieve_or_generate.finetune.trial import MODEL, begin_trial, is_begun
     from retrieve_or_generate.image_set import load_image_set
     from retrieve_or_generate.models import load_model
     from retrieve_or_generate.tasks import load_task
@@ -220,8 +220,8 @@ def _finetuned(
         if save_model and done.model is None:
             raise UsageError(f"{out}: this trial is finished, and its model was not kept; choose another --out")
         return done
-    if out.exists() and not is_only_checkpoint(out, checkpoint):
-        raise UsageError(f"{out}: not empty, and not this trial; choose another --out")
+    if out.exists() and not is_begun(out, plan.config) and not is_only_checkpoint(out, checkpoint):
+        raise UsageError(f"{out}: not empty, and not this trial; remove it or choose another --out")
     clip = load_model(experiment.finetuned_model, device)
     how, probe, at = experiment.finetune, experiment.linear_probe, plan.seed_value
     size, parts = how.working_size or clip.image_size, []
@@ -233,6 +233,7 @@ def _finetuned(
     outcome = adapt(clip, images, shown, how, probe, seed=at, checkpoint=checkpoint, world=world)
 
     def write() -> Trial:
+        begin_trial(out, plan.config)
         files = (
             write_model(out / MODEL, clip, outcome.model, wanted.class_names, wanted.templates) if save_model else []
         )

@@ -35,7 +35,9 @@ Progress = Callable[[str, int, int], None]
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _PLAIN = (UsageError, IncompleteError, OSError, MemoryError)  # what says enough without its traceback
 _PATIENCE_SECONDS = 2.0  # for workers that have nothing left to do
-_SAVING_SECONDS = 25.0  # for workers that are told to end and save first; engines that kill allow half a minute (Slurm's KillWait)
+_SAVING_SECONDS = (
+    25.0  # for workers that are told to end and save first; engines that kill allow half a minute (Slurm's KillWait)
+)
 _TELL_SECONDS = 0.1
 # On Linux workers are forked from a server that has imported what all of them need (half a gigabyte that they share, and seconds
 # that each saves) and has started no thread; elsewhere the numerical libraries do not bear a fork.
@@ -207,7 +209,11 @@ def _stop(processes: Sequence[BaseProcess]) -> None:
         process.terminate()
     try:
         if saving := _outlive(processes, _PATIENCE_SECONDS):
-            print(f"rog: {saving} workers save where they are; interrupt again to end at once", file=sys.stderr, flush=True)
+            print(
+                f"rog: {saving} workers save where they are; interrupt again to end at once",
+                file=sys.stderr,
+                flush=True,
+            )
             _outlive(processes, _SAVING_SECONDS)
     finally:
         for process in processes:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from retrieve_or_generate import executors
 from retrieve_or_generate.errors import IncompleteError, UsageError
 from retrieve_or_generate.executors import Unit, run_units, tell
 
@@ -96,6 +98,21 @@ def sleepers(folder: Path) -> Callable[[int], None]:
     return partial(_note, folder)
 
 
+def _save_when_told(folder: Path, seconds: float) -> None:
+    def save(*_: object) -> None:
+        time.sleep(seconds)
+        (folder / f"saved-{os.getpid()}").touch()
+        os._exit(143)
+
+    signal.signal(signal.SIGTERM, save)
+    tell("waiting", 1, 1)
+    time.sleep(60)
+
+
+def savers(folder: Path) -> Callable[[float], None]:
+    return partial(_save_when_told, folder)
+
+
 def units(*payloads: object) -> list[Unit[object]]:
     return [Unit(f"unit-{payload}", payload) for payload in payloads]
 
@@ -177,6 +194,47 @@ def test_a_single_unit_runs_apart_only_if_asked_and_tells_how_far_it_is(apart: b
     assert told == [("halves", 1, 2), ("halves", 2, 2)]
     assert (process != os.getpid()) == apart
     assert [process for _, process in run_units(units, tellers, 2, apart=apart)] != []
+
+
+@pytest.mark.parametrize(("takes", "allowed", "saved"), [(0.5, 20.0, 2), (30.0, 0.3, 0)])
+def test_a_worker_that_saves_is_waited_for_but_not_for_ever(
+    takes: float,
+    allowed: float,
+    saved: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(executors, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(executors, "_SAVING_SECONDS", allowed)
+    ready: list[str] = []
+
+    def both(what: str, done: int, total: int) -> None:
+        ready.append(what)
+        if len(ready) == 2:
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(run_units([Unit("a", takes), Unit("b", takes)], partial(savers, tmp_path), 2, progress=both))
+    assert time.monotonic() - started < 25
+    assert len(list(tmp_path.glob("saved-*"))) == saved
+    assert capsys.readouterr().err == "rog: 2 workers save where they are; interrupt again to end at once\n"
+
+
+def test_told_twice_a_worker_that_saves_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(processes: list[object], seconds: float) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(executors, "_outlive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in run_units([Unit("a", 30.0)], partial(savers, tmp_path), 2, apart=True, progress=_interrupt):
+            pass
+    assert not multiprocessing.active_children()
+
+
+def _interrupt(what: str, done: int, total: int) -> None:
+    raise SystemExit(143)
 
 
 def test_a_unit_may_have_processes_of_its_own() -> None:

@@ -31,8 +31,8 @@ class Drawn:
             if image_set.class_names != tuple(self.task.class_names):
                 theirs, ours = len(image_set.class_names), len(self.task.class_names)
                 raise UsageError(
-                    f"{image_set.folder}: its {theirs} classes are not the {ours} of task {self.task.name!r}; give the task that it "
-                    "was made for, or make it anew"
+                    f"{image_set.folder}: its {theirs} classes are not the {ours} of task {self.task.name!r}; give the task that "
+                    "it was made for, or make it anew"
                 )
 
     @cached_property

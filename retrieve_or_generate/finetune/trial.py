@@ -9,6 +9,7 @@ model where it is kept (`finetune/saved.py`).
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,16 @@ from torch import Tensor
 
 from retrieve_or_generate.finetune.data import LabelledImages
 from retrieve_or_generate.finetune.measured import Measured, shift_record
-from retrieve_or_generate.store import content_key, durable_file, read_json, read_seal, seal, write_bytes, write_json
+from retrieve_or_generate.store import (
+    content_key,
+    durable_file,
+    read_json,
+    read_seal,
+    remove_leftovers,
+    seal,
+    write_bytes,
+    write_json,
+)
 
 CONFIG, RESULT, MODEL = "config.json", "result.json", "model"
 
@@ -100,7 +110,7 @@ def write_trial(folder: Path, config: dict[str, Any], outcome: TrialOutcome, *, 
 
     `model` are files of the fine-tuned model that lie in `folder` already, and now belong to the trial.
     """
-    begin_trial(folder, config)
+    write_json(folder / CONFIG, config)
     lines = [json.dumps(row, sort_keys=True, allow_nan=False) for row in outcome.history]
     write_bytes(folder / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
     every = np.arange(outcome.zero_shot_logits.shape[1])
@@ -132,7 +142,10 @@ def write_trial(folder: Path, config: dict[str, Any], outcome: TrialOutcome, *, 
 
 
 def begin_trial(folder: Path, config: dict[str, Any]) -> None:
-    """Write `config.json`, by which `is_begun` knows the folder again if the process is killed before the trial is finished."""
+    """Write `config.json` first, by which `is_begun` knows the folder again if this process is killed before the trial is whole."""
+    if folder.exists():
+        remove_leftovers(folder)
+        shutil.rmtree(folder / MODEL, ignore_errors=True)  # of a process that was killed
     write_json(folder / CONFIG, config)
 
 

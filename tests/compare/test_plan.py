@@ -34,7 +34,9 @@ def _set(counts: list[int], excluded: tuple[str, ...] = ()) -> Any:
     record = {"files": {"manifest.parquet": {"sha256": str(counts)}}}
     source = "synthetic" if counts[0] == 4 else "retrieved"
     names = ("jay", "rook", "wren")
-    return SimpleNamespace(source=source, class_names=names, counts=lambda: np.array(counts), excluded=excluded, record=record)
+    return SimpleNamespace(
+        source=source, class_names=names, counts=lambda: np.array(counts), excluded=excluded, record=record
+    )
 
 
 def _plan(retrieved: Any, synthetic: Any) -> list[Any]:

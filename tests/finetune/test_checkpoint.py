@@ -16,8 +16,9 @@ import pytest
 import torch
 from colours import coloured, make_clip
 
-from retrieve_or_generate.errors import IntegrityError
-from retrieve_or_generate.finetune import LabelledImages, TaskImages, TrialOutcome, finetune, recipe
+from retrieve_or_generate import api
+from retrieve_or_generate.errors import IntegrityError, UsageError
+from retrieve_or_generate.finetune import LabelledImages, TaskImages, Trial, TrialOutcome, finetune, recipe
 from retrieve_or_generate.finetune.checkpoint import FOLDER, SEAL, Checkpoint, is_only_checkpoint
 from retrieve_or_generate.models import Clip
 from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
@@ -117,6 +118,8 @@ def test_only_a_whole_state_of_the_same_trial_is_gone_on_from(tmp_path: Path) ->
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(IntegrityError, match=r"state-0-4.pt: .* bytes, but .* remove it, and the trial begins anew"):
         mine.load()
+    (tmp_path / ".tmp-config.json").touch()  # of a process that was killed as it began to write the trial
+    assert is_only_checkpoint(tmp_path, mine)
     (tmp_path / "config.json").touch()
     assert not is_only_checkpoint(tmp_path, mine)
 
@@ -143,3 +146,33 @@ def test_rog_finetune_that_is_terminated_saves_and_exits_143(tmp_path: Path) -> 
         process.terminate()
         assert process.wait() == 143
     assert [path.name for path in (tmp_path / "trial").iterdir()] == [FOLDER]
+
+
+@pytest.mark.slow
+def test_rog_finetune_that_is_killed_while_it_writes_goes_on_with_the_same_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before each file takes its name, in one folder; the end is that of a call that was left alone."""
+    replace, files = Path.replace, []
+
+    def counted(self: Path, target: Path) -> Path:
+        if target.is_relative_to(tmp_path / "trial") and target not in files:
+            files.append(target)
+            (target.parent / ".tmp-left").write_bytes(b"half")
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    def rog(out: Path) -> Trial:
+        return api.finetune(out, task="textures", save_model=True)
+
+    whole = rog(tmp_path / "whole")
+    monkeypatch.setattr(Path, "replace", counted)
+    for _ in whole.record["files"]:
+        with pytest.raises(KeyboardInterrupt):
+            rog(tmp_path / "trial")
+    with pytest.raises(KeyboardInterrupt):  # result.json
+        rog(tmp_path / "trial")
+    with pytest.raises(UsageError, match="not this trial; remove it or choose another --out"):
+        api.finetune(tmp_path / "trial", task="digits")
+    assert rog(tmp_path / "trial").record["files"] == whole.record["files"]
+    assert not list((tmp_path / "trial").rglob(".tmp-*"))

@@ -7,7 +7,7 @@ import pytest
 
 from retrieve_or_generate.errors import IntegrityError
 from retrieve_or_generate.finetune import TaskImages, TrialOutcome, finetune, metrics_of, read_trial, write_trial
-from retrieve_or_generate.finetune.trial import RESULT
+from retrieve_or_generate.finetune.trial import MODEL, RESULT, begin_trial, is_begun
 from retrieve_or_generate.models import Clip
 from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
 
@@ -53,6 +53,20 @@ def test_equal_outcomes_give_equal_files(tmp_path: Path, outcome: TrialOutcome) 
         write_trial(tmp_path / name, CONFIG, outcome)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_a_trial_that_was_killed_while_it_was_written_is_known_again(tmp_path: Path, outcome: TrialOutcome) -> None:
+    assert not is_begun(tmp_path, CONFIG)
+    begin_trial(tmp_path, CONFIG)
+    (tmp_path / MODEL).mkdir()
+    for left in (tmp_path / MODEL / "head.safetensors", tmp_path / ".tmp-half"):
+        left.write_bytes(b"half")
+    assert is_begun(tmp_path, CONFIG)
+    assert not is_begun(tmp_path, CONFIG | {"seed": 1})
+    begin_trial(tmp_path, CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    write_trial(tmp_path, CONFIG, outcome)
+    assert not is_begun(tmp_path, CONFIG)
 
 
 def test_only_a_finished_trial_of_the_same_configuration_counts(tmp_path: Path, outcome: TrialOutcome) -> None:
