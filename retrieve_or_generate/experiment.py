@@ -232,13 +232,44 @@ def parse_experiment(values: dict[str, Any], where: str = "experiment") -> Exper
     return validated(Experiment, values, where)
 
 
-def load_experiment(path: Path | None = None, overrides: tuple[str, ...] = (), **fields: Any) -> Experiment:
-    """The experiment in `path` (the pocket one if None), with `a.b=c` overrides and then `fields` that are not None on top."""
-    values = read_mapping(path, "an experiment file") if path else {}
+def load_experiment(
+    path: Path | None = None, overrides: tuple[str, ...] = (), *, quick: bool = False, **fields: Any
+) -> Experiment:
+    """The experiment in `path` (the pocket one if None), with `a.b=c` overrides and then `fields` that are not None on top.
+
+    A file's section `quick` holds what its quick form does otherwise: it takes a minute, on the pocket world. With `quick` it lies
+    below the overrides, and the name, after which the run's folder is called, ends in `-quick`.
+
+    Raises:
+        UsageError: what is wrong with the file, an override or a field, or that there is no quick form.
+    """
+    values = read_mapping(path, "an experiment file") if path else {QUICK: _QUICK_POCKET}
+    shorter = _quick_section(values, path)
+    if quick:
+        values = _quick_form(values, shorter, path)
     for assignment in overrides:
         _set(values, assignment)
     values.update({name: value for name, value in fields.items() if value is not None})
     return parse_experiment(values, str(path) if path else "experiment")
+
+
+QUICK = "quick"
+_QUICK_POCKET: dict[str, Any] = {"tasks": ["digits"], "scales": [40], "seeds": 1}
+
+
+def _quick_section(values: dict[str, Any], path: Path | None) -> dict[str, Any] | None:
+    """What stands under `quick`, taken out of `values`: it is no part of the experiment."""
+    shorter = values.pop(QUICK, None)
+    if not isinstance(shorter, dict | None):
+        raise UsageError(f"{path}: {QUICK}: input should be a mapping of keys to values, not {str(shorter)[:60]!r}")
+    return shorter
+
+
+def _quick_form(values: dict[str, Any], shorter: dict[str, Any] | None, path: Path | None) -> dict[str, Any]:
+    if shorter is None:
+        raise UsageError(f"{path}: has no quick form; a section `{QUICK}:` says what it does otherwise")
+    whole = values.get("name", Experiment.model_fields["name"].default)
+    return {"name": f"{whole}-{QUICK}"} | _on_top({key: values[key] for key in values if key != "name"}, shorter)
 
 
 def dump_experiment(experiment: Experiment) -> str:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
-from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -36,14 +34,6 @@ def test_every_shipped_file_is_valid_and_says_how_to_run_it(path: Path) -> None:
 PAPER = [path for path in SHIPPED if path.parent.name == "unmet_promise"]
 
 
-def _quick(path: Path) -> list[str]:
-    """The words of the quick command in a file's head, without `rog`: what follows "quick:", and lines of further options."""
-    lines = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
-    start = next(row for row, line in enumerate(lines) if line.startswith("quick:"))
-    more = takewhile(lambda line: line.startswith("--"), lines[start + 1 :])
-    return shlex.split(" ".join([lines[start].removeprefix("quick:"), *more]))[1:]
-
-
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_the_papers_settings_are_those_of_the_paper(path: Path) -> None:
     e = load_experiment(path)
@@ -55,31 +45,61 @@ def test_the_papers_settings_are_those_of_the_paper(path: Path) -> None:
     assert (how.prompts.temperature, how.prompts.top_p) == (0.8, 0.9)
     assert (e.curate.keep_fraction, e.curate.class_cap) == (0.3, 10_000)
     assert (e.finetune.recipe, e.finetune.batch_size, e.finetune.weight_decay) == ("paper", 512, 0.1)
+    assert e.finetune.learning_rates == (5e-4, 1e-5, 1e-6)
     assert e.finetune.epochs == e.finetune.evaluations == (10 if path.stem == "imagenet" else 30)
+    probe = e.linear_probe
+    assert (probe.recipe, probe.batch_size) == ("paper", 256)
+    expected = (1e-3, 0, 40) if path.stem == "imagenet" else (1e-2, 0.1, 200)
+    assert (probe.learning_rate, probe.weight_decay, probe.epochs) == expected
     assert e.seeds == 3
     assert {"none", "retrieved", "synthetic"} <= set(e.sources)
 
 
-@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
-def test_the_papers_quick_forms_run_on_the_pocket_world(path: Path) -> None:
-    verb, file, *options = _quick(path)
-    assert (verb, file) == ("compare", f"experiments/unmet_promise/{path.name}")
-    overrides = tuple(value for option, value in zip(options[::2], options[1::2], strict=True) if option == "--set")
-    e = load_experiment(path, overrides)
-    assert {e.pool, e.model, e.generator, e.retrieve.model} == {"pocket"}
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_quick_form_is_of_the_pocket_world(path: Path) -> None:
+    whole, e = load_experiment(path), load_experiment(path, quick=True)
+    assert f"rog compare {path.relative_to(SHIPPED[0].parents[1])} --quick" in path.read_text()
+    assert {e.pool, e.model, e.generator, e.retrieve.model or "pocket", e.finetuned_model} == {"pocket"}
     assert set(e.tasks) <= {"digits", "textures", "aircraft"}
-    assert (e.finetune.recipe, e.retrieve.strategy) == ("paper", load_experiment(path).retrieve.strategy)
+    assert (e.name, e.seeds, len(e.tasks), len(e.scales)) == (f"{whole.name}-quick", 1, 1, 1)
+    assert (e.finetune.recipe, e.linear_probe.recipe) == (whole.finetune.recipe, whole.linear_probe.recipe)
+    assert (e.retrieve.strategy, e.retrieve.modalities) == (whole.retrieve.strategy, whole.retrieve.modalities)
+    assert set(e.sources) <= set(whole.sources)
+
+
+def test_the_quick_form_lies_between_the_file_and_the_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nseeds: 5\nfinetune: {updates: 9, batch_size: 8}\nquick: {seeds: 2, finetune: {updates: 1}}\n")
+    whole, short = load_experiment(path), load_experiment(path, ("finetune.batch_size=4",), quick=True, seeds=3)
+    assert (whole.name, whole.seeds, whole.finetune.updates) == ("mine", 5, 9)
+    assert (short.name, short.seeds, short.finetune.updates, short.finetune.batch_size) == ("mine-quick", 3, 1, 4)
+    assert load_experiment(quick=True).tasks == ("digits",)
+    assert load_experiment().name == "pocket"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: 2\n", r"mine.yaml: has no quick form; a section `quick:` says what it does otherwise$"),
+        ("quick: 3\n", r"mine.yaml: quick: input should be a mapping of keys to values, not '3'$"),
+        ("quick: {seedz: 3}\n", r"mine.yaml: unknown key 'seedz'; did you mean 'seeds'"),
+    ],
+)
+def test_a_wrong_quick_form_is_explained_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_experiment(tmp_path / "mine.yaml", quick=True)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_the_papers_quick_forms_end_with_a_verdict(path: Path, tmp_path: Path) -> None:
-    words = _quick(path)
-    words[1], words[words.index("--out") + 1] = str(path), str(tmp_path / "run")
-    done = subprocess.run([sys.executable, "-c", _MAIN, *words], capture_output=True, text=True, check=False)
+    words = [sys.executable, "-c", _MAIN, "compare", str(path), "--quick"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "No claim" in done.stdout  # one seed carries none
-    assert (tmp_path / "run/report.html").is_file()
+    assert (tmp_path / f"runs/{path.stem}-quick/report.html").is_file()
 
 
 def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:

@@ -34,6 +34,10 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="override a field of the experiment; repeatable", show_default=False
     ),
 ]
+Quick = Annotated[
+    bool,
+    typer.Option("--quick", help="the experiment's quick form: its section `quick`, a minute on the pocket world"),
+]
 Pool = Annotated[
     str | None, typer.Option(metavar="POOL", help="pocket, or a folder in LAION's layout", show_default=False)
 ]
@@ -60,11 +64,11 @@ Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N
 AsJson = Annotated[bool, typer.Option("--json", help="print one machine-readable object last")]
 
 
-def read_experiment(path: Path | None, overrides: list[str] | None, **fields: Any) -> Experiment:
+def read_experiment(path: Path | None, overrides: list[str] | None, quick: bool, **fields: Any) -> Experiment:
     """The experiment of a command line."""
     from retrieve_or_generate.experiment import load_experiment
 
-    return load_experiment(path, tuple(overrides or ()), **fields)
+    return load_experiment(path, tuple(overrides or ()), quick=quick, **fields)
 
 
 def emit(text: str, record: dict[str, Any], as_json: bool) -> None:

@@ -16,6 +16,7 @@ from retrieve_or_generate.cli.options import (
     Out,
     Overrides,
     Pool,
+    Quick,
     Task,
     emit,
     emit_set,
@@ -31,6 +32,7 @@ def compare(
     ] = None,
     data: Data = None,
     overrides: Overrides = None,
+    quick: Quick = False,
     out: Out = None,
     index_folder: IndexFolder = None,
     device: Device = "cpu",
@@ -55,7 +57,7 @@ def compare(
     from retrieve_or_generate.progress import ProgressLine
     from retrieve_or_generate.report import verdict_text
 
-    asked = read_experiment(experiment, overrides, seeds=seeds)
+    asked = read_experiment(experiment, overrides, quick, seeds=seeds)
     folder = out or Path("runs") / asked.name
     verdict = api.compare(folder, asked, device, jobs, ProgressLine(), index_folder)
     text = f"{verdict_text(verdict)}\n\nreport: {folder / 'report.html'}"
@@ -68,6 +70,7 @@ def retrieve(
     pool: Pool = None,
     data: Data = None,
     overrides: Overrides = None,
+    quick: Quick = False,
     out: Out = None,
     index_folder: IndexFolder = None,
     device: Device = "cpu",
@@ -87,7 +90,7 @@ def retrieve(
     from retrieve_or_generate import api
     from retrieve_or_generate.progress import ProgressLine
 
-    asked = read_experiment(experiment, overrides, pool=pool)
+    asked = read_experiment(experiment, overrides, quick, pool=pool)
     wanted = task or asked.tasks[0]
     folder = out or Path("runs") / f"{Path(wanted).name}-retrieved"
     emit_set(api.retrieve(wanted, folder, asked, device, ProgressLine(), index_folder), as_json)
@@ -124,6 +127,7 @@ def finetune(
     ] = False,
     data: Data = None,
     overrides: Overrides = None,
+    quick: Quick = False,
     out: Out = None,
     device: Device = "cpu",
     processes: Annotated[
@@ -146,10 +150,9 @@ def finetune(
       torchrun --nproc-per-node 8 -m retrieve_or_generate finetune laion.yaml --train sets/birds --device cuda
     """
     from retrieve_or_generate import api
-
-    asked = read_experiment(experiment, overrides)
     from retrieve_or_generate.finetune.distributed import place
 
+    asked = read_experiment(experiment, overrides, quick)
     folder = out or Path("runs") / f"{_called(train, task)}-n{scale or 'all' if train else 0}-s{seed}"
     trial = api.finetune(folder, train, task, scale, seed, asked, device, save_model, gamma, processes)
     if place()[0]:

@@ -14,6 +14,7 @@ from retrieve_or_generate.cli.options import (
     ExperimentFile,
     Out,
     Overrides,
+    Quick,
     Task,
     emit,
     emit_set,
@@ -35,6 +36,7 @@ def synthesize(
     task: Task = None,
     data: Data = None,
     overrides: Overrides = None,
+    quick: Quick = False,
     out: Out = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:N, or several: cuda:0,cuda:1")] = "cpu",
     jobs: Annotated[
@@ -70,7 +72,7 @@ def synthesize(
     from retrieve_or_generate.progress import ProgressLine
     from retrieve_or_generate.synthesize import OtherRanksError
 
-    asked, (mine, ranks) = read_experiment(experiment, overrides), _place(rank, world, slurm)
+    asked, (mine, ranks) = read_experiment(experiment, overrides, quick), _place(rank, world, slurm)
     strengths = _strengths(strength)
     base = out or Path("runs") / f"{(like or init or Path()).name}-{'synthetic' if like else 'perturbed'}"
     for amount in strengths:
