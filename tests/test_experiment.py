@@ -69,7 +69,9 @@ def test_every_quick_form_is_of_the_pocket_world(path: Path) -> None:
 
 def test_the_quick_form_lies_between_the_file_and_the_overrides(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("name: mine\nseeds: 5\nfinetune: {updates: 9, batch_size: 8}\nquick: {seeds: 2, finetune: {updates: 1}}\n")
+    path.write_text(
+        "name: mine\nseeds: 5\nfinetune: {updates: 9, batch_size: 8}\nquick: {seeds: 2, finetune: {updates: 1}}\n"
+    )
     whole, short = load_experiment(path), load_experiment(path, ("finetune.batch_size=4",), quick=True, seeds=3)
     assert (whole.name, whole.seeds, whole.finetune.updates) == ("mine", 5, 9)
     assert (short.name, short.seeds, short.finetune.updates, short.finetune.batch_size) == ("mine-quick", 3, 1, 4)

@@ -143,7 +143,9 @@ class Problem:
             weighted = p * along
             weighted -= p * weighted.sum(-1, keepdim=True)
             curved = self._over_rows(weighted, direction, self.narrow_rows)
-            length = torch.where(going, size / _dot(direction, curved), 0)
+            curvature = _dot(direction, curved)
+            going = going & (curvature > 0)  # none along all intercepts alike, where rounding alone may point
+            length = torch.where(going, size / curvature, 0)
             step += length[:, None] * direction
             residual -= length[:, None] * curved
             scaled = blocks.solve(residual)

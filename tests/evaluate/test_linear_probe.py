@@ -130,6 +130,14 @@ def test_features_may_be_fewer_than_their_width_constant_or_repeated() -> None:
     np.testing.assert_allclose(probe.probabilities(flat)[0], [0.7, 0.3], atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_features_that_say_nothing_of_balanced_classes_give_every_class_its_share(seed: int) -> None:
+    """A network that collapsed: the start is the optimum, and rounding alone may point along all intercepts."""
+    x = np.random.default_rng(seed).normal(size=(1, 24)).repeat(6, axis=0).astype(np.float32)
+    (probe,) = fit_path(x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(6) % 3, 3, (1.0,))
+    np.testing.assert_allclose(probe.probabilities(x), 1 / 3, atol=1e-6)
+
+
 def test_refuses_what_cannot_be_fitted() -> None:
     x, y = blobs(30, 3)
     spoiled = x.copy()

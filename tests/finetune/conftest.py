@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from colours import coloured, make_clip
+from kinds import words_read_once
 
 from retrieve_or_generate.finetune import LabelledImages, TaskImages
 from retrieve_or_generate.models import Clip
@@ -21,3 +24,9 @@ def task(clip: Clip) -> TaskImages:
 @pytest.fixture(scope="session")
 def train() -> LabelledImages:
     return coloured(20, seed=4)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _words() -> Iterator[None]:
+    with words_read_once():
+        yield
