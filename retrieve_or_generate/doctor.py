@@ -138,6 +138,15 @@ def disk_check(name: str, folder: Path) -> Check:
     )
 
 
+def decoded_check(cache: Path) -> Check:
+    """How much of the cache folder decoded images take (`finetune/decoded.py`). However much, it is no fault."""
+    sizes = [path.stat().st_size for path in (cache / "decoded").glob("*.npy")]
+    found = (
+        f"{len(sizes)} sets and splits, {sum(sizes) / _GIB:.1f} GiB in {cache / 'decoded'}; made again where deleted"
+    )
+    return Check("decoded images", True, found if sizes else "none")
+
+
 def examine(cache: Path, runs: Path = Path("runs")) -> list[Check]:
     """Every check, in the order in which faults explain each other."""
     return [
@@ -149,6 +158,7 @@ def examine(cache: Path, runs: Path = Path("runs")) -> list[Check]:
         device_check(),
         machine_check(),
         disk_check("cache", cache),
+        decoded_check(cache),
         disk_check("results", runs),
     ]
 

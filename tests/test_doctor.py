@@ -71,3 +71,13 @@ def test_advice_stands_under_what_is_broken() -> None:
     assert "unused" not in text
     assert text.splitlines()[1].startswith("FAULT  b")
     assert text.splitlines()[2].strip() == "mend it"
+
+
+def test_decoded_images_are_told_of(tmp_path: Path) -> None:
+    assert doctor.decoded_check(tmp_path).found == "none"
+    (tmp_path / "decoded").mkdir()
+    (tmp_path / "decoded/a.npy").write_bytes(bytes(1 << 20))
+    (tmp_path / "decoded/a.json").write_bytes(b"{}")
+    check = doctor.decoded_check(tmp_path)
+    assert check.ok
+    assert check.found.startswith("1 sets and splits, 0.0 GiB in")

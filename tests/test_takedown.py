@@ -21,6 +21,8 @@ from retrieve_or_generate.compare import compare
 from retrieve_or_generate.compare.plan import TrialPlan, chosen_rows
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.experiment import Experiment, dump_experiment, load_experiment
+from retrieve_or_generate.finetune import data, decoded
+from retrieve_or_generate.finetune.data import decoded_set
 from retrieve_or_generate.image_set import (
     CANDIDATES,
     MANIFEST,
@@ -32,7 +34,7 @@ from retrieve_or_generate.image_set import (
 from retrieve_or_generate.kept_texts import CAPTIONS, KeptTexts
 from retrieve_or_generate.pixels import encode_jpeg
 from retrieve_or_generate.pool.layout import open_pool
-from retrieve_or_generate.store import read_json, seal, write_json, write_tar
+from retrieve_or_generate.store import cache_folder, read_json, seal, write_json, write_tar
 from retrieve_or_generate.takedown import Takedown, takedown
 
 CLASSES = ("one", "two")
@@ -239,6 +241,18 @@ def test_no_byte_of_it_is_left(hash: str, world: World) -> None:
     }
     assert done.pool_images == 1
     assert done.problems == ()
+
+
+def test_what_it_was_decoded_to_is_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (decoded, data):
+        monkeypatch.setattr(module, "KEPT_FROM_BYTES", 0)
+    pixels = decoded_set(load_image_set(world.runs / "run/sets/numbers/retrieved"), 8).pixels
+    one = np.array(pixels[TAKEN]).tobytes()
+    assert holders(cache_folder() / "decoded", one)
+    taken(world, "0" * 64)
+    assert decoded.held()[0] == 1, "nothing was found, so nothing of it can be there"
+    taken(world)
+    assert holders(cache_folder() / "decoded", one) == []
 
 
 def test_what_a_model_said_of_it_is_forgotten(world: World) -> None:

@@ -92,7 +92,7 @@ def _opened(folder: Path, key: str, shape: tuple[int, ...]) -> np.ndarray | None
         record = read_seal(folder, f"{key}.json", key)
         if record is None or list(record["files"]) != [name]:
             return None
-        pixels = np.load(folder / name, mmap_mode="c")  # "r" would be read-only, which torch warns of
+        pixels = np.load(folder / name, mmap_mode="r")  # what could be written to would count as memory taken
     except (IntegrityError, ValueError, OSError):
         return None
     if pixels.shape != shape or pixels.dtype != np.uint8:

@@ -113,11 +113,11 @@ def in_order(images: Pixels, batch_size: int, device: torch.device, batches: sli
 
 def _on_device(images: Pixels, device: torch.device) -> Tensor:
     """All of them; what is mapped goes piece by piece, so that no second copy of it is in memory."""
-    if device.type == "cpu":
+    if device.type == "cpu" and lives_on_device(images, device):
         return torch.from_numpy(np.asarray(images))
     whole = torch.empty(images.shape, dtype=torch.uint8, device=device)
     for start in range(0, len(images), 1024):
-        whole[start : start + 1024] = torch.from_numpy(np.ascontiguousarray(images[start : start + 1024])).to(device)
+        whole[start : start + 1024] = torch.from_numpy(np.array(images[start : start + 1024])).to(device)
     return whole
 
 

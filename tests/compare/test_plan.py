@@ -73,6 +73,20 @@ def test_trials_follow_from_the_model_that_is_fine_tuned() -> None:
     assert planned(model="pocket").key == own.key != another.key
 
 
+def test_settings_that_came_later_count_from_where_they_are_set() -> None:
+    def planned(**finetune: Any) -> Any:
+        grid = parse_experiment({"tasks": ["birds"], "sources": ["none"], "finetune": finetune})
+        return plan_trials(grid, {"birds": TASK}, {}, "weights")[0]
+
+    plain = planned()
+    assert not {"adversarial", "preprocess", "working_size", "flip", "compile"} & plain.config["finetune"].keys()
+    assert planned(preprocess="square", flip=False, compile=True, checkpoint_every=3).key == plain.key
+    changed = [
+        planned(**{name: value}) for name, value in (("flip", True), ("preprocess", "paper"), ("working_size", 256))
+    ]
+    assert len({trial.key for trial in [plain, *changed]}) == 4
+
+
 def test_shifts_are_part_of_what_a_trial_is_and_of_nothing_else() -> None:
     grid = parse_experiment({"tasks": ["birds"], "sources": ["none"]})
     attached = dataclasses.replace(TASK, shifts={"drawn": SimpleNamespace()})

@@ -25,7 +25,7 @@ IMAGES = coloured(37, seed=5).images
 @pytest.fixture
 def mapped(tmp_path: Path) -> np.memmap:
     np.save(tmp_path / "images.npy", IMAGES)
-    return np.load(tmp_path / "images.npy", mmap_mode="c")
+    return np.load(tmp_path / "images.npy", mmap_mode="r")
 
 
 def orders(count: int) -> list[np.ndarray]:
@@ -120,7 +120,7 @@ def test_a_trial_on_mapped_images_has_the_bits_of_one_in_memory(
 ) -> None:
     train = coloured(30, seed=4)
     np.save(tmp_path / "train.npy", train.images)
-    apart = Chosen(np.load(tmp_path / "train.npy", mmap_mode="c"), np.arange(30))
+    apart = Chosen(np.load(tmp_path / "train.npy", mmap_mode="r"), np.arange(30))
     settings = FinetuneSettings(recipe=recipe_name, updates=3, epochs=1, batch_size=8, learning_rates=(1e-3,))
     outcomes = [
         finetune(clip, LabelledImages(images, train.labels), task, settings, ProbeSettings(), seed=1)
