@@ -263,6 +263,8 @@ def _shift(name: str, given: ShiftFile, path: Path, task: Task) -> Reader:
     split = _shift_split(name, given, layout, path)
     labels, places = layout.labels(split), {known: place for place, known in enumerate(task.class_names)}
     if isinstance(given.classes, dict):
+        if odd := [label for label in given.classes if label not in labels]:
+            raise UsageError(f"{path}: shift {name}: {unknown_name('label', odd[0], labels)}")
         return Labelled(layout, split, {label: _place(known, places) for label, known in given.classes.items()}, True)
     ids = dict(zip(task.wnids, range(len(task.wnids)), strict=True))
     if given.classes is None:

@@ -153,6 +153,8 @@ class TestShifts:
         assert (list(shift.keys), shift.labels.tolist()) == (["heron/1.png", "mute swan/1.png"], [0, 1])
         with pytest.raises(UsageError, match="unknown class 'gray heron'; did you mean 'grey heron'"):
             told("shifts: {drawn: {data: ../drawn, classes: {heron: gray heron}}}")
+        with pytest.raises(UsageError, match="shift drawn: unknown label 'herron'; did you mean 'heron'"):
+            told("shifts: {drawn: {data: ../drawn, classes: {herron: grey heron, hoopoe: mute swan}}}")
 
     def test_by_wordnet_id_and_by_number(self, told: Opened, birds: Path, tmp_path: Path) -> None:
         write(birds / "wnids.txt", "n02009912\nn01860187\nn01621127\n")
