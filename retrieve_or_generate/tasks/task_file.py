@@ -10,21 +10,20 @@ Without `kind`, what lies in `data` (by default the folder of the file) says wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from retrieve_or_generate.errors import UsageError, unknown_name
-from retrieve_or_generate.settings import Settings
+from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.tasks.base import SPLITS, SplitName, Task
 from retrieve_or_generate.tasks.image_folder import ImageFolders
-from retrieve_or_generate.tasks.image_tar import ImageTars
 from retrieve_or_generate.tasks.layout import HeldOut, Labelled, Layout
 from retrieve_or_generate.tasks.queries import read_queries
+from retrieve_or_generate.tasks.shift_file import ShiftFile, read_shift
+from retrieve_or_generate.tasks.source_file import OTHER_NAMES, SourceFile, ids_by_label, layout_of
 from retrieve_or_generate.tasks.split import Reader
-from retrieve_or_generate.tasks.tables import Columns, Tables
 from retrieve_or_generate.tasks.templates import clip_imagenet_templates
 from retrieve_or_generate.tasks.webdataset import Webdataset
 from retrieve_or_generate.tasks.words import (
@@ -34,7 +33,6 @@ from retrieve_or_generate.tasks.words import (
     checked_templates,
     class_names_in,
     lines_of,
-    names_in,
     synonyms_in,
     templates_in,
     wnids_in,
@@ -42,31 +40,8 @@ from retrieve_or_generate.tasks.words import (
 from retrieve_or_generate.yaml_files import read_mapping, validated
 
 TASK_FILE = "task.yaml"
-Kind = Literal["image_folder", "image_tar", "webdataset", "hugging_face", "parquet"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 HeldOutShare = Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(ge=1)]
-_OTHER_NAMES = {"train": ("training",), "val": ("validation", "valid", "dev"), "test": ("testing",)}
-
-
-class SourceFile(Settings):
-    """Where labelled images lie, and what their labels are called."""
-
-    model_config = ConfigDict(coerce_numbers_to_str=True)
-
-    data: str = Field(".", description="folder, tar or parquet file, from the folder of this file")
-    kind: Kind | None = Field(None, description="how it is laid out; null: what lies there says so")
-    image: str | None = Field(None, description="column of the images (tables)")
-    label: str | None = Field(None, description="column of the labels (tables)")
-    split: str | None = Field(None, description="column that says of which split a row is (tables)")
-    classes: tuple[str, ...] | dict[str, str] | str | None = Field(
-        None, description="class names in the order of their ids; label: class name; or a file of class names"
-    )
-
-
-class ShiftFile(SourceFile):
-    """A test set of the same classes, or some of them, that was drawn otherwise."""
-
-    test: str | None = Field(None, description="which split; null: test, or the only one, or the folder itself")
 
 
 class TaskFile(SourceFile):
@@ -105,7 +80,7 @@ def read_task_file(path: Path, load: Callable[[str], Task]) -> Task:
     synonyms = synonyms_in(folder / "synonyms.tsv") or base.synonyms
     queries = folder / "queries.tsv"
     rewrites = read_queries(queries, base.class_names, synonyms) if queries.is_file() else base.rewrites
-    shifts = {**base.shifts, **{shift: _shift(shift, told, path, base) for shift, told in given.shifts.items()}}
+    shifts = {**base.shifts, **{shift: read_shift(shift, told, path, base) for shift, told in given.shifts.items()}}
     templates = _templates(given, folder) or base.templates
     if not templates:
         raise UsageError(f'{path}: no templates; say what stands around class names: templates: ["a photo of a {{}}."]')
@@ -144,41 +119,11 @@ def _extended(given: TaskFile, path: Path, load: Callable[[str], Task]) -> Task:
 
 def _described(given: TaskFile, path: Path, name: str) -> Task:
     """Everything but what may be added to a task that is extended, too."""
-    layout = _layout(given, path)
+    layout = layout_of(given, path)
     called = _called(given, layout, path)
     names, ids = _classes(given, path, layout.labels(called["train"]))
     readers = _readers(given, layout, called, ids)
     return Task(name, names, (), path.parent, wnids=wnids_in(path.parent / "wnids.txt", names), readers=readers)
-
-
-def _layout(given: SourceFile, path: Path) -> Layout:
-    place = path.parent / given.data
-    if not place.exists():
-        raise UsageError(f"{path}: data: {place}: no such file or folder")
-    kind, columns = given.kind or _kind(place, path), Columns(given.image, given.label, given.split)
-    if columns != Columns() and kind not in ("hugging_face", "parquet"):
-        raise UsageError(f"{path}: image, label and split name columns of tables, but the kind is {kind}")
-    if kind == "image_folder":
-        return ImageFolders(place)
-    if kind == "image_tar":
-        return ImageTars(place)
-    return Webdataset(place) if kind == "webdataset" else Tables(place, columns)
-
-
-def _kind(place: Path, path: Path) -> Kind:
-    if place.is_file():
-        return "image_tar" if place.suffix == ".tar" else "parquet"
-    if any(place.glob("*/*.tar")):
-        return "webdataset"
-    if any(place.glob("*/state.json")) or (place / "state.json").is_file():
-        return "hugging_face"
-    if any(place.glob("*.parquet")) or any(place.glob("data/*.parquet")):
-        return "parquet"
-    if any(entry.is_dir() for entry in place.iterdir()):
-        return "image_folder"
-    if any(place.glob("*.tar")):
-        return "image_tar"
-    raise UsageError(f"{path}: data: {place}: no class folders, tars or tables in it")
 
 
 def _called(given: TaskFile, layout: Layout, path: Path) -> dict[SplitName, str]:
@@ -193,7 +138,7 @@ def _called(given: TaskFile, layout: Layout, path: Path) -> dict[SplitName, str]
 
 def _split_called(name: SplitName, asked: str | None, layout: Layout, path: Path) -> str:
     there = layout.splits()
-    for one in (asked,) if asked is not None else (name, *_OTHER_NAMES[name]):
+    for one in (asked,) if asked is not None else (name, *OTHER_NAMES[name]):
         if one in there or (one == "." and isinstance(layout, ImageFolders)):
             return one
     hint = (
@@ -234,16 +179,7 @@ def _classes(given: SourceFile, path: Path, labels: Sequence[str]) -> tuple[tupl
         )
     else:
         names = checked_names(labels, f"{path}: labels of train")
-    return names, _ids(names, labels)
-
-
-def _ids(names: tuple[str, ...], labels: Iterable[str]) -> dict[str, int]:
-    """By name as it is, and as a folder may be called after it; by number where the labels are numbers and no names."""
-    ids = {name: place for place, name in enumerate(names)}
-    as_folders = {name.replace("/", "_"): place for name, place in ids.items() if "/" in name}
-    numbers = {str(place): place for place in range(len(names))}
-    by_number = not set(labels) & ids.keys()
-    return {**(numbers if by_number else {}), **as_folders, **ids}
+    return names, ids_by_label(names, labels)
 
 
 def _templates(given: TaskFile, folder: Path) -> tuple[str, ...]:
@@ -255,49 +191,3 @@ def _templates(given: TaskFile, folder: Path) -> tuple[str, ...]:
     if told is not None:
         return checked_templates(told, f"{folder / TASK_FILE}: templates")
     return templates_in(folder / TEMPLATES) if (folder / TEMPLATES).is_file() else ()
-
-
-def _shift(name: str, given: ShiftFile, path: Path, task: Task) -> Reader:
-    """A shifted test set with the class ids of `task`: by name, by a folder's form of it, by WordNet id, or by number."""
-    layout = _layout(given, path)
-    split = _shift_split(name, given, layout, path)
-    labels, places = layout.labels(split), {known: place for place, known in enumerate(task.class_names)}
-    if isinstance(given.classes, dict):
-        if odd := [label for label in given.classes if label not in labels]:
-            raise UsageError(f"{path}: shift {name}: {unknown_name('label', odd[0], labels)}")
-        return Labelled(layout, split, {label: _place(known, places) for label, known in given.classes.items()}, True)
-    ids = dict(zip(task.wnids, range(len(task.wnids)), strict=True))
-    if given.classes is None:
-        ids |= _ids(task.class_names, labels)
-    else:  # then a number is a place in this list, and never one in the task's
-        called = names_in(path.parent / given.classes) if isinstance(given.classes, str) else given.classes
-        ids |= _ids(task.class_names, task.class_names)
-        ids |= {str(number): _place(known, places) for number, known in enumerate(called)}
-    if unknown := [label for label in labels if label not in ids]:
-        raise UsageError(
-            f"{path}: shift {name}: {unknown_name('class', unknown[0], places)}. To say which label is which class, and leave out "
-            "the others: classes: {LABEL: CLASS}"
-        )
-    return Labelled(layout, split, ids, True)
-
-
-def _shift_split(name: str, given: ShiftFile, layout: Layout, path: Path) -> str:
-    """Which split of a shift is its test set; class folders may lie without one around them."""
-    there, without = layout.splits(), isinstance(layout, ImageFolders)
-    if given.test is None and without:
-        return "test" if "test" in there else "."
-    if given.test is None and len(there) == 1:
-        return there[0]
-    for one in (given.test,) if given.test is not None else ("test", *_OTHER_NAMES["test"]):
-        if one in there or (one == "." and without):
-            return one
-    listed = ", ".join(there) or "none"
-    raise UsageError(
-        f"{path}: shift {name}: no split {given.test or 'test'!r} in {layout.where} (there are: {listed}); say which: test: NAME"
-    )
-
-
-def _place(name: str, places: Mapping[str, int]) -> int:
-    if name not in places:
-        raise unknown_name("class", name, places)
-    return places[name]
