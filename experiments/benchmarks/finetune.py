@@ -170,7 +170,11 @@ class Ours:
         given, files = bench.given, [Path(path) for path, _ in ImageFolder(str(bench.folder)).samples]
         pixels = np.empty((len(files), 3, given.side, given.side), np.uint8)
         started, wall = time.process_time(), time.perf_counter()
-        decode_into(pixels, lambda row: files[row].read_bytes(), threads=max(1, given.threads))
+        decode_into(
+            pixels,
+            lambda row: files[row].read_bytes(),
+            threads=core_count() if given.device != "cpu" else given.threads,
+        )
         self.decode_seconds = time.process_time() - started, time.perf_counter() - wall
         labels = np.array([int(path.parent.name.removeprefix("class")) for path in files])
         classifier = Classifier(bench.clip, bench.weights, precision)
@@ -218,7 +222,7 @@ class Bench:
         )
         self.plan = recipe.Plan(10 * updates, updates // 4, ())  # longer than any arm gets
 
-    def seconds(self, step: Callable[[], Tensor], steps: int) -> tuple[float, float]:
+    def seconds(self, step: Callable[[], Any], steps: int) -> tuple[float, float]:
         """Of CPU and of the clock, for so many updates."""
         self._wait()
         started, wall = time.process_time(), time.perf_counter()
@@ -226,6 +230,16 @@ class Bench:
             step()
         self._wait()
         return time.process_time() - started, time.perf_counter() - wall
+
+    def counted(self, step: Callable[[], Any], steps: int) -> float:
+        """Seconds of CPU on a CPU, of the clock on a GPU."""
+        return self.seconds(step, steps)[self.given.device != "cpu"]
+
+    def make_room(self, step: Callable[[], Any]) -> None:
+        """On a GPU, give back what other arms took, which all of them together might not have, and take what this one needs."""
+        if self.given.device != "cpu":
+            torch.cuda.empty_cache()
+            step()
 
     def _wait(self) -> None:
         if self.given.device != "cpu":
@@ -235,7 +249,7 @@ class Bench:
         """FLOP/s of a large product in this type, random numbers, the best of five."""
         size = 8192 if self.given.device != "cpu" else 1024
         a, b = (torch.randn(size, size, device=self.given.device).to(getattr(torch, precision)) for _ in range(2))
-        times = [self.seconds(lambda: a @ b, 3)[1] / 3 for _ in range(6)]
+        times = [self.counted(lambda: a @ b, 3) / 3 for _ in range(6)]
         return 2 * size**3 / min(times[1:])
 
     def work(self) -> float:
@@ -266,6 +280,7 @@ def compare(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     cpu: dict[str, list[float]] = {name: [] for name in arms}
     wall: dict[str, list[float]] = {name: [] for name in arms}
     for repeat, (name, arm) in itertools.product(range(given.repeats), arms.items()):
+        bench.make_room(arm.step)
         steps = min(given.steps, given.float32_steps) if name == "paper" else given.steps
         spread = [one / given.repeats for one in arm.decode_seconds] if isinstance(arm, Ours) else (0.0, 0.0)
         spent = [(one + more) / steps for one, more in zip(bench.seconds(arm.step, steps), spread, strict=True)]
@@ -297,12 +312,15 @@ def compare(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def stalls(bench: Bench, ours: Ours) -> dict[str, float]:
     """Share of an update that is waiting for images."""
-    steps, ways = bench.given.steps, {"on_device": lambda: None, "gathered": ours.gathered, "held": ours.held}
+    steps, ways = (
+        max(1, bench.given.steps // 2),
+        {"on_device": lambda: None, "gathered": ours.gathered, "held": ours.held},
+    )
     seconds = {}
     for name, change in ways.items():
         change()
         bench.seconds(ours.step, 2)
-        seconds[name] = median(bench.seconds(ours.step, steps)[1] for _ in range(3))
+        seconds[name] = min(bench.seconds(ours.step, steps)[1] for _ in range(3))
     return {name: 1 - seconds["held"] / value for name, value in seconds.items() if name != "held"}
 
 
@@ -318,7 +336,7 @@ def parsed() -> argparse.Namespace:
         "--workers", type=int, help="of the rivals' loader; 0 on a CPU, where it would be two processes to count"
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--float32-steps", type=int, default=12, help="most updates a repeat of the arm in float32")
+    parser.add_argument("--float32-steps", type=int, default=8, help="most updates a repeat of the arm in float32")
     for name in SIZES["pocket"]:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="depends on the tower")
     given = parser.parse_args()
