@@ -50,6 +50,10 @@ class Checkpoint:
             sealed = read_seal(self.folder, SEAL, self.key)
         except IntegrityError as error:
             raise IntegrityError(f"{error}: remove it, and the trial begins anew") from error
+        at = (sealed["rate"], sealed["update"]) if sealed else None
+        self.world.agree(
+            (self.key, at), "the processes find different data or checkpoints: all need a disk that they share"
+        )
         if sealed is None:
             return None
         (name,) = sealed["files"]

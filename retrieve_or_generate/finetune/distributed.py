@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from retrieve_or_generate.endings import is_out_of_memory
 from retrieve_or_generate.errors import IncompleteError, UsageError
 from retrieve_or_generate.executors import Unit, run_units
 
@@ -28,6 +29,9 @@ T = TypeVar("T")
 _PATIENCE = timedelta(days=2)  # the first process may fit a probe for hours while the others wait
 _BUCKET_VALUES = 16 * 2**20  # gradients that are sent at once: 64 MiB, few enough calls and little memory
 _GRACE_SECONDS = 1.0
+_SHORT = (
+    "out of memory in one of the processes that share the trial; set a smaller finetune.batch_size and run it again"
+)
 
 
 class MemoryElsewhereError(MemoryError):
@@ -79,6 +83,25 @@ class World:
         """
         if self.any(short) and not short:
             raise MemoryElsewhereError
+
+    @contextmanager
+    def committed(self) -> Iterator[None]:
+        """What all are about to do and none can take back, or `IncompleteError` where this process has no memory for it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not is_out_of_memory(error):
+                raise
+            raise IncompleteError(_SHORT) from error
+
+    def agree(self, value: object, otherwise: str) -> None:
+        """`UsageError` with these words unless all have an equal `value`, which must pickle."""
+        if self.size > 1:
+            values: list[object] = [None] * self.size
+            with _contact():
+                dist.all_gather_object(values, value, group=self.messages)
+            if any(other != values[0] for other in values):
+                raise UsageError(otherwise)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, the same bits in each."""
@@ -257,6 +280,8 @@ def _contact() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise IncompleteError(_SHORT) from error
         time.sleep(_GRACE_SECONDS)
         raise IncompleteError(
             "a process that trains with this one ended; what was saved last is kept, and the same command goes on from there"

@@ -89,8 +89,9 @@ class Descent:
             loss.backward()
             del loss
         self.world.add_gradients(self.parameters)
-        torch.nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * self.plan.rate(self.update)
-        self.optimizer.step()
+        with self.world.committed():
+            torch.nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM)
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * self.plan.rate(self.update)
+            self.optimizer.step()
         self.update += 1

@@ -29,16 +29,16 @@ class Ranks:
         for pipe in self.pipes:
             pipe.send((call, given))
         answers: dict[Any, Any] = {}
+        failed = None
         while len(answers) < len(self.pipes):
-            ready = wait([pipe for pipe in self.pipes if pipe not in answers], timeout=120)
-            assert ready, "a process hangs"
+            ready = wait([pipe for pipe in self.pipes if pipe not in answers], timeout=2 if failed else 120)
+            if not ready:  # the others wait for one that failed
+                break
             answers |= {pipe: pipe.recv() for pipe in ready}  # type: ignore[union-attr]
-            for answer in answers.values():
-                if isinstance(answer, Exception):
-                    raise answer
-        for answer in answers.values():
-            if isinstance(answer, BaseException):
-                raise answer
+            failed = failed or next((one for one in answers.values() if isinstance(one, BaseException)), None)
+        if failed:
+            raise failed
+        assert len(answers) == len(self.pipes), "a process hangs"
         return [answers[pipe] for pipe in self.pipes]
 
     def end(self) -> None:

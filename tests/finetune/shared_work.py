@@ -125,3 +125,20 @@ def dies(rank: int) -> None:
         if world.rank == rank:
             os.kill(os.getpid(), signal.SIGKILL)
         world.wait()
+
+
+def loads_own(world: World, folder: Path) -> None:
+    """The checkpoint of a folder that each process has for itself."""
+    Checkpoint(folder / str(world.rank), KEY, world=world).load()
+
+
+def short_at_the_last_step(world: World, settings: FinetuneSettings) -> None:
+    """The second process finds no memory for the optimizer, when the first has taken its step already."""
+    learner = Learner(classifier_of(settings), TRAIN, settings, recipe.plan(settings, len(TRAIN)), 1e-3, 1, world=world)
+
+    def refuse() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    if world.rank:
+        learner.descent.optimizer.step = refuse  # type: ignore[method-assign, assignment]
+    learner.step()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 import ranks
 import shared_work
+import torch.distributed as dist
 from colours import coloured
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,9 +23,9 @@ from ranks import Ranks
 from shared_work import Updates
 
 from retrieve_or_generate.errors import IncompleteError, UsageError
-from retrieve_or_generate.finetune import LabelledImages, TrialOutcome
-from retrieve_or_generate.finetune.checkpoint import SEAL
-from retrieve_or_generate.finetune.distributed import ALONE, World, assembled, together
+from retrieve_or_generate.finetune import LabelledImages, TrialOutcome, read_trial
+from retrieve_or_generate.finetune.checkpoint import FOLDER, SEAL, Checkpoint
+from retrieve_or_generate.finetune.distributed import ALONE, World, assembled, placed, together
 from retrieve_or_generate.finetune.mixing import joined
 from retrieve_or_generate.settings import AdversarialSettings, FinetuneSettings
 
@@ -139,6 +144,22 @@ def test_all_are_told_the_mistake_that_the_first_finds(pair: Ranks) -> None:
         pair(shared_work.mistaken)
 
 
+def test_processes_that_find_different_checkpoints_say_so(pair: Ranks, tmp_path: Path) -> None:
+    Checkpoint(tmp_path / "1", shared_work.KEY).save((0, 3), {})
+    with pytest.raises(UsageError, match="find different data or checkpoints: all need a disk that they share"):
+        pair(shared_work.loads_own, tmp_path)
+
+
+def test_memory_that_ends_when_nothing_can_be_taken_back_ends_the_trial() -> None:
+    both, store = ranks.start()
+    try:
+        with pytest.raises(IncompleteError, match="out of memory in one of the processes"):
+            both(shared_work.short_at_the_last_step, PLAIN)
+    finally:
+        both.end()
+        del store
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_that_dies_ends_the_others_with_one_line(rank: int) -> None:
     started = time.monotonic()
@@ -170,10 +191,79 @@ def test_alone_without_torchrun() -> None:
     ],
 )
 def test_each_has_a_gpu_of_its_own(device: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from retrieve_or_generate.finetune import distributed
-
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    for name, value in distributed.placed(0, 2, 1).items():
+    for name, value in placed(0, 2, 1).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=words), assembled(device):
         pass
+
+
+ROG = (sys.executable, "-m", "retrieve_or_generate")
+FEW = ("--set", "tasks=[textures]", "--set", "sources=[retrieved]")
+
+
+@pytest.fixture(scope="module")
+def image_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets") / "textures"
+    subprocess.run([*ROG, "retrieve", "--task", "textures", "--out", folder, *FEW], check=True)
+    return folder
+
+
+def finetuned(image_set: Path, out: Path, *more: str) -> list[str]:
+    return ["finetune", "--train", str(image_set), "--scale", "16", "--out", str(out), *more]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_them_and_one_of_them_speaks(image_set: Path, tmp_path: Path) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", ROG[2])
+    short = ("--set", "finetune.updates=4", "--set", "finetune.evaluations=1", "--set", "finetune.precision=float32")
+    ends = []
+    for name, words in {
+        "torchrun": [*torchrun, *finetuned(image_set, tmp_path / "torchrun", *short)],
+        "two": [*ROG, *finetuned(image_set, tmp_path / "two", *short, "--processes", "2")],
+        "one": [*ROG, *finetuned(image_set, tmp_path / "one", *short)],
+    }.items():
+        ended = subprocess.run(words, check=True, capture_output=True, text=True)
+        assert ended.stdout.count("zero_shot_accuracy") == 1
+        ends.append(read_trial(tmp_path / name))
+    by_torchrun, by_rog, alone = ends
+    assert by_torchrun is not None
+    assert by_rog is not None
+    assert alone is not None
+    assert by_torchrun.history == by_rog.history
+    assert by_torchrun.predictions.equals(by_rog.predictions)
+    assert [end.record["processes"] for end in (by_torchrun, by_rog, alone)] == [2, 2, 1]
+    assert by_rog.config == alone.config
+    assert by_rog.history[0]["train_loss"] == pytest.approx(alone.history[0]["train_loss"], rel=1e-4)
+    mistaken = subprocess.run(
+        [*torchrun, "finetune", "--task", "textores", "--out", tmp_path / "no"], capture_output=True, text=True
+    )
+    assert mistaken.returncode
+    assert mistaken.stderr.count("rog: unknown task 'textores'; did you mean 'textures'?") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_one_ends_all(image_set: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Terminated, they save once and end with 143; killed, the other says in a line that it cannot go on."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    long = ("--set", "finetune.updates=4000", "--set", "finetune.checkpoint_every=3", "--set", "finetune.evaluations=1")
+    words = [*ROG, *finetuned(image_set, tmp_path / "trial", *long)]
+    processes = [
+        subprocess.Popen(words, env=os.environ | placed(rank, 2, store.port), stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    while not (tmp_path / "trial" / FOLDER / SEAL).exists():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    processes[1].send_signal(number)
+    said = [process.communicate()[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert sorted(path.suffix for path in (tmp_path / "trial" / FOLDER).iterdir()) == [".json", ".pt"]
+    if number == signal.SIGTERM:
+        assert (codes, said) == ([143, 143], ["", ""])
+    else:
+        assert codes == [3, -signal.SIGKILL]
+        assert said[0].splitlines() == [
+            "rog: a process that trains with this one ended; what was saved last is kept, and the same command goes on from there"
+        ]
