@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ranks
 import shared_work
+import torch
 import torch.distributed as dist
 from colours import coloured
 from hypothesis import given
@@ -267,3 +268,19 @@ def test_a_signal_to_one_ends_all(image_set: Path, tmp_path: Path, number: signa
         assert said[0].splitlines() == [
             "rog: a process that trains with this one ended; what was saved last is kept, and the same command goes on from there"
         ]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("loss", ["cross_entropy", "contrastive"])
+def test_two_gpus_make_the_updates_of_one(image_set: Path, tmp_path: Path, loss: str) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    short = ("--set", "finetune.updates=8", "--set", "finetune.precision=float32", "--set", f"finetune.loss={loss}")
+    losses = []
+    for processes in ("1", "2"):
+        words = finetuned(image_set, tmp_path / processes, *short, "--device", "cuda", "--processes", processes)
+        subprocess.run([*ROG, *words], check=True)
+        trial = read_trial(tmp_path / processes)
+        assert trial is not None
+        losses.append([row["train_loss"] for row in trial.history if "train_loss" in row])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
