@@ -27,7 +27,8 @@ def lives_on_device(images: Pixels, device: torch.device) -> bool:
     """Whether all images go to the device at once: on a GPU if there is room, on a CPU if they are in memory anyway."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return _bytes_of(images) <= _SHARE * free
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, of what was let go
+        return _bytes_of(images) <= _SHARE * (free + kept)
     return not isinstance(images, Chosen | Joined | np.memmap)
 
 

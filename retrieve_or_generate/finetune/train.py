@@ -121,6 +121,10 @@ class _Work:
             self.classifier = Classifier(self.clip, weights, self.settings.precision)
         self.world.copy_first(self.classifier.state_dict().values())
         if self.settings.compile:
+            if self.clip.device.type == "cpu":
+                raise UsageError(
+                    "finetune.compile is for a GPU (--device cuda): on a CPU it takes longer than it saves"
+                )
             self.classifier.compile_tower()
 
     def choose(self, train: LabelledImages | None) -> tuple[Look, Look]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,6 +64,20 @@ def test_decoded_once_and_mapped(monkeypatch: pytest.MonkeyPatch, all_is_large: 
     assert np.array_equal(first, second)
     assert decoded.held() == (1, next(all_is_large.glob("*.npy")).stat().st_size)
     assert not first.flags.writeable
+
+
+def test_who_comes_meanwhile_waits_and_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, decode = counted(monkeypatch), Split.decode_into
+
+    def slow(self: Split, *rest: object) -> None:
+        time.sleep(0.2)
+        decode(self, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Split, "decode_into", slow)
+    with ThreadPoolExecutor(4) as threads:
+        arrays = list(threads.map(lambda _: opened(), range(4)))
+    assert calls == [9]
+    assert all(np.array_equal(array, decode_all(PICTURES, 16)) for array in arrays)
 
 
 def test_other_images_sizes_and_framings_are_other_arrays(monkeypatch: pytest.MonkeyPatch) -> None:

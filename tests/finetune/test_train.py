@@ -108,6 +108,11 @@ def test_a_rate_at_which_training_diverges_is_logged_and_passed_over(
         finetune(clip, train, task, SHORT.model_copy(update={"learning_rates": (1e30,)}), PROBE, seed=1)
 
 
+def test_compiling_is_for_a_gpu(clip: Clip, task: TaskImages, train: LabelledImages) -> None:
+    with pytest.raises(UsageError, match=r"finetune\.compile is for a GPU \(--device cuda\)"):
+        finetune(clip, train, task, SHORT.model_copy(update={"compile": True}), PROBE, seed=1)
+
+
 def test_refuses_images_that_do_not_fit(clip: Clip, task: TaskImages, train: LabelledImages) -> None:
     small = LabelledImages(train.images[:, :, :16, :16], train.labels)
     beyond = LabelledImages(train.images, train.labels + 2)
