@@ -37,7 +37,13 @@ def compare(
     index_folder: IndexFolder = None,
     device: Device = "cpu",
     jobs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="worker processes; default: one a core", show_default=False)
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="worker processes; default: one a core, if memory bears so many",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

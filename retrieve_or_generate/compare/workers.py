@@ -36,11 +36,12 @@ def fitting_jobs(experiment: Experiment, tasks: Mapping[str, Task], device: str,
         UsageError: so many were asked for, and memory is too small for them.
     """
     wanted = jobs or core_count()
-    if wanted == 1:
-        return 1
+    at_once = min(wanted, _cells(experiment))
+    if at_once == 1:
+        return wanted
     needed, free = worker_bytes(experiment, tasks, device), available_bytes()
     fit = free // needed
-    if fit >= wanted:
+    if fit >= at_once:
         return wanted
     told = f"a worker takes about {said(needed)} and {said(free)} of memory are free"
     if not fit:
@@ -49,6 +50,13 @@ def fitting_jobs(experiment: Experiment, tasks: Mapping[str, Task], device: str,
         raise UsageError(f"--jobs {jobs}: {told}; --jobs {fit} fits")
     print(f"rog: {told}: {fit} at a time instead of {wanted}", file=sys.stderr)
     return int(fit)
+
+
+def _cells(experiment: Experiment) -> int:
+    """Trials of the grid: never are more workers at work on them."""
+    trained = sum(source != "none" for source in experiment.sources)
+    shelf = "none" in experiment.sources
+    return len(experiment.tasks) * (shelf + trained * len(experiment.scales) * experiment.seeds)
 
 
 def worker_bytes(experiment: Experiment, tasks: Mapping[str, Task], device: str) -> int:

@@ -37,6 +37,14 @@ def test_more_workers_than_memory_is_one_line_that_says_how_many_fit(capsys: pyt
 
 
 @pytest.mark.usefixtures("small_machine")
+def test_never_are_more_at_work_than_there_are_trials() -> None:
+    few = Experiment(tasks=("textures",), sources=("none", "retrieved"), scales=(8, 16), seeds=2)
+    assert fitting_jobs(few, {}, "cpu", 64) == 64  # five of them
+    with pytest.raises(UsageError, match=r"--jobs 64: .* --jobs 5 fits"):
+        fitting_jobs(few.model_copy(update={"seeds": 3}), {}, "cpu", 64)
+
+
+@pytest.mark.usefixtures("small_machine")
 def test_where_none_fits_one_may_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "available_bytes", lambda: GIB)
     with pytest.raises(UsageError, match=r"choose a smaller finetune\.batch_size or model, or try --jobs 1"):
