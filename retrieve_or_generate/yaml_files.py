@@ -17,6 +17,7 @@ _PLAINLY = {  # what pydantic says in words of Python
     "tuple_type": "input should be a list, such as [a, b]",
     "too_short": "input should be a list with at least one value",
     "model_type": "input should be a mapping of keys to values",
+    "dict_type": "input should be a mapping of keys to values",
 }
 
 

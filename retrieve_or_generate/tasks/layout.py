@@ -75,10 +75,8 @@ class Labelled:
             split = split.take(np.flatnonzero(labels >= 0))
         if not len(split):
             raise UsageError(f"{where}: no image of any class of the task")
-        if nameless := next((key for key in split.keys if not _is_text(key)), None):
-            raise IntegrityError(
-                f"{where}: {nameless!r} is no name in UTF-8, so it cannot be written down; rename the file"
-            )
+        if nameless := next((key for key in split.keys if not _is_name(key)), None):
+            raise IntegrityError(f"{where}: {nameless!r} is no file name in UTF-8; rename the file")
         if len(set(split.keys)) < len(split):
             twice = Counter(split.keys).most_common(1)[0][0]
             raise IntegrityError(f"{where}: {twice} stands there twice; leave one of them out")
@@ -101,9 +99,9 @@ class Labelled:
             raise UsageError(f"{where}: no image of class {missing[0]!r}{more}; a folder of it belongs there")
 
 
-def _is_text(name: str) -> bool:
-    """Whether a file's name, whose bytes may be anything, can be written to a table."""
-    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+def _is_name(name: str) -> bool:
+    """Whether what a table holds can name a file, and the name of a file, whose bytes may be anything, can stand in a table."""
+    return "\0" not in name and (name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name))
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,13 @@ class TaskFile(SourceFile):
     )
     shifts: dict[Name, ShiftFile] = Field({}, description="shifted test sets by name: a place, or keys as here")
 
+    @field_validator("val", "test", mode="before")
+    @classmethod
+    def _no_truth(cls, given: Any) -> Any:
+        if isinstance(given, bool):  # which is a number to Python
+            raise ValueError("input should be a share such as 0.2, a number of images, or what the split is called")
+        return given
+
     @field_validator("shifts", mode="before")
     @classmethod
     def _places(cls, given: Any) -> Any:
@@ -173,7 +180,7 @@ def _classes(given: SourceFile, path: Path, labels: Sequence[str]) -> tuple[tupl
         names = class_names_in(beside)
     elif told is not None:
         names = checked_names(told, where)
-    elif all(label.isdigit() for label in labels):
+    elif labels and all(label.isdigit() for label in labels):
         raise UsageError(
             f"{path}: labels are numbers; say what they are called, in the order of the numbers: classes: [..]"
         )

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -230,6 +231,8 @@ class TestShifts:
             "shifts: {test: {data: ., test: test}}",
             r"task.yaml: shifts: 'test' is a split; call the shift something else",
         ),
+        ("shifts: [drawn]", r"task.yaml: shifts: input should be a mapping of keys to values, not .*drawn"),
+        ("val: true", "task.yaml: val: input should be a share such as 0.2, a number of images, or .*, not 'True'"),
         ("shifts: {../drawn: .}", r"task.yaml: shifts\.\.\./drawn: .*not '../drawn'"),
     ],
 )
@@ -364,7 +367,7 @@ def test_an_empty_line_among_class_names_would_move_those_after_it(told: Opened,
 
 def test_a_file_name_that_is_no_text_is_named(told: Opened, birds: Path) -> None:
     (birds / "test/mute swan" / os.fsdecode(b"\xff.png")).write_bytes(PNG)
-    with pytest.raises(IntegrityError, match=r"birds/test: 'mute swan/\\udcff.png' is no name in UTF-8"):
+    with pytest.raises(IntegrityError, match=r"birds/test: 'mute swan/\\udcff.png' is no file name in UTF-8; rename"):
         told("").split("test")
 
 
@@ -410,3 +413,17 @@ class TestTars:
         write_tar(tmp_path / "drawn.tar", [])
         with pytest.raises(UsageError, match=r"shift drawn: no split 'test' in .*drawn.tar \(there are: none\)"):
             told("shifts: {drawn: ../drawn.tar}")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "told"),
+    [
+        (pa.array(["a\0.png", "b.png"]), ["jay", "rook"], r"train: 'a\\x00.png' is no file name"),
+        (pa.array([], pa.binary()), pa.array([], pa.string()), "labels of train: 0 class; a task needs two or more"),
+    ],
+)
+def test_tables_that_hold_no_images(images: pa.Array, labels: Any, told: str, tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / f"{split}.parquet")
+    with pytest.raises(UsageError, match=told):
+        load_task(task_yaml(tmp_path)).split("train")
