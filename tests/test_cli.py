@@ -202,7 +202,11 @@ def test_the_stages_one_after_another(tmp_path: Path, capsys: pytest.CaptureFixt
     assert told(capsys)["source"] == "synthetic"
     assert rog("synthesize", "--init", found, "--strength", "0,0.5", "--out", near, "--json", *QUICK) == 0
     assert told(capsys)["out"] == f"{near}-0.5"
-    assert rog("finetune", "--train", f"{near}-0", "--scale", "16", "--out", str(tmp_path / "trial"), *QUICK) == 0
+    mixed = ("--train", f"{near}-0", "--train", made, "--scale", "16", "--gamma", "0.3")
+    assert rog("finetune", *mixed, "--out", str(tmp_path / "trial"), *QUICK) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'trial'}: 16 images, 2 updates")
+    assert "the 10 of task 'digits'" in refused(capsys, "finetune", "--train", made, "--task", "digits", *QUICK)
+    assert "share only" in refused(capsys, "finetune", "--train", made, "--scale", "99999", *QUICK)
     assert rog("finetune", "--task", "textures", "--out", str(tmp_path / "shelf"), "--json") == 0
     assert 0 < told(capsys)["metrics"]["zero_shot_accuracy"] < 1
     assert rog("verify", str(tmp_path), "--json") == 0
@@ -274,6 +278,12 @@ def test_an_index_is_built_checked_and_searched(tmp_path: Path, capsys: pytest.C
         ),
         (["finetune"], "give the image set to train on (--train SET)"),
         (["finetune", "--train", "gone"], "gone"),
+        (["finetune", "--set", "finetune.learning_rates=[0]"], "learning_rates.0: input should be greater than 0"),
+        (
+            ["finetune", "--set", "finetune.adversarial=4", "--set", "finetune.loss=contrastive"],
+            "finetune: adversarial goes with loss: cross_entropy",
+        ),
+        (["finetune", "--task", "textures", "--gamma", "0.5"], "gamma 0.5: it weighs the losses of two image sets"),
         (["index", "build", "pockt"], "unknown index recipe 'pockt'; did you mean 'pocket'?"),
         (["index", "search", "gone", "falcon"], "gone: no finished index"),
         (["index", "serch"], "Did you mean 'search'?"),

@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from retrieve_or_generate.api import status
 from retrieve_or_generate.compare import compare
+from retrieve_or_generate.compare.folder import inputs_key, load_tasks, write_head
 from retrieve_or_generate.compare.results import RESULTS
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.experiment import Experiment, load_experiment
@@ -88,6 +90,26 @@ def test_sources_are_matched(finished: Path) -> None:
         for scale, rows in trained.groupby("scale")
     }
     assert all(len(of_all_sources) == 1 for of_all_sources in quotas.values())
+
+
+def test_mixtures_have_trials_of_their_own_and_no_sets(run: Path) -> None:
+    of = "of: [retrieved, synthetic]"
+    ways = {"half": "", "added": ", counts: [8, null]", "weighed": ", gamma: 0.3"}
+    variants = ", ".join(f"mixed-{name}: {{mix: {{{of}{how}}}}}" for name, how in ways.items())
+    sources = ["retrieved", "synthetic", *(f"mixed-{name}" for name in ways)]
+    mixed = small(f"sources={sources}", "scales=[8]", f"variants={{{variants}}}")
+    tasks = load_tasks(mixed)
+    write_head(run, mixed, "cpu", inputs_key(mixed, tasks), tasks)  # its sets are those of this run
+    sets = files(run / "sets")
+    compare(mixed, run, jobs=1)
+    table = pq.read_table(run / "results.parquet").to_pandas()
+    assert dict(table.groupby("source")["n_train"].first()) == dict.fromkeys(sources, 8) | {"mixed-added": 16}
+    assert files(run / "sets") == sets
+    assert {"sets": [2, 2], "trials": [5, 5], "report": True}.items() <= status(run).items()
+    trial = table[table["source"] == "mixed-weighed"]["trial"].iloc[0]
+    config = read_json(run / "trials" / trial / "config.json")
+    assert config["mix"]["gamma"] == 0.3
+    assert np.sum(list(config["parts"].values()), axis=0).tolist() == config["quotas"]
 
 
 def test_a_repeated_call_writes_nothing(run: Path) -> None:

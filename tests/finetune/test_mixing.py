@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
@@ -69,6 +70,23 @@ def test_the_loss_is_gamma_of_the_firsts_and_the_rest_of_the_seconds(
     scale = torch.cat([g.flatten() for g in gradients]).norm().clamp_min(1)  # clipping to norm 1
     for (name, parameter), gradient in zip(ours.named_parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient / scale, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_mixture_goes_on_from_a_state_to_the_same_bits(clip: Clip, task: TaskImages, train: LabelledImages) -> None:
+    mixed = joined(train, coloured(6, seed=7), gamma=0.25)
+
+    def learner() -> Learner:
+        return Learner(Classifier(clip, task.class_weights), mixed, SETTINGS, recipe.plan(SETTINGS, 26), 1e-3, 1)
+
+    whole, before, after = learner(), learner(), learner()
+    before.step()
+    after.resume(copy.deepcopy(before.state()))
+    for one, updates in ((whole, 3), (after, 2)):
+        for _ in range(updates):
+            one.step()
+    assert whole.mean_loss() == after.mean_loss()
+    for name, value in whole.classifier.state_dict().items():
+        assert torch.equal(value, after.classifier.state_dict()[name]), name
 
 
 def test_equal_seeds_give_equal_bits_and_gamma_matters(clip: Clip, task: TaskImages, train: LabelledImages) -> None:
