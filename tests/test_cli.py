@@ -63,6 +63,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"rog \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
+def test_as_a_module_which_is_what_torchrun_starts() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "retrieve_or_generate", "--version"], capture_output=True, text=True, check=True
+    )
+    assert re.fullmatch(r"rog \d+\.\d+\.\d+\n", ended.stdout)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verbs_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert rog(verb, "--help") == 0

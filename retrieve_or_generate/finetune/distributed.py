@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from threading import Timer
 from typing import TypeVar
 
 import torch
@@ -28,7 +29,7 @@ from retrieve_or_generate.executors import Unit, run_units
 T = TypeVar("T")
 _PATIENCE = timedelta(days=2)  # the first process may fit a probe for hours while the others wait
 _BUCKET_VALUES = 16 * 2**20  # gradients that are sent at once: 64 MiB, few enough calls and little memory
-_GRACE_SECONDS = 1.0
+_GRACE_SECONDS = 0.5  # for the process that failed to say why, before those that lost it say so
 _SHORT = (
     "out of memory in one of the processes that share the trial; set a smaller finetune.batch_size and run it again"
 )
@@ -152,6 +153,7 @@ class World:
         """(sum of `lengths`, …) on the first process: the rows of all, of which each has as many as it says; none elsewhere."""
         if self.size == 1:
             return own
+        self.wait()  # as long as it takes: what carries tensors waits for minutes only
         padded = _padded(own, max(lengths))
         parts = [torch.empty_like(padded) for _ in range(self.size)] if self.first else None
         with _contact():
@@ -180,6 +182,7 @@ class World:
     def copy_first(self, tensors: Iterable[Tensor]) -> None:
         """Make these the first process's, in place."""
         if self.size > 1:
+            self.wait()
             with _contact(), torch.no_grad():
                 for tensor in tensors:
                     dist.broadcast(tensor, 0)
@@ -221,7 +224,11 @@ def _in_place(call: Callable[[], T], processes: int, port: int) -> Callable[[int
 
     def work(rank: int) -> T:
         os.environ |= placed(rank, processes, port)
-        return call()
+        try:
+            return call()
+        except Exception:
+            Timer(_GRACE_SECONDS, os._exit, (1,)).start()  # once the error is told, the others are to notice
+            raise
 
     return work
 
@@ -249,8 +256,11 @@ def assembled(device: str) -> Iterator[tuple[World, str]]:
         if dist.is_torchelastic_launched() and store.add(f"said: {error}", 1) > 1:
             raise SystemExit(error.exit_code) from error  # another process says it
         raise
-    finally:
+    except SystemExit:
         dist.destroy_process_group()
+        raise
+    else:
+        dist.destroy_process_group()  # not after an error: NCCL would wait for those that wait for this process
 
 
 def _own_device(device: str) -> str:

@@ -59,6 +59,8 @@ def finetune(
     """
     started = time.perf_counter()
     settings = settings or FinetuneSettings()
+    if train is not None and world.size > settings.batch_size:
+        raise UsageError(f"{world.size} processes for batches of {settings.batch_size} images: start fewer")
     if train is not None:
         _check(train, "training", settings.working_size or clip.image_size, task.n_classes)
     parts = {"task's train": task.train, "val": task.val, "test": task.test, **task.shifts}

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 
 from retrieve_or_generate.finetune import distributed
-from retrieve_or_generate.finetune.distributed import World
 
 R = TypeVar("R")
 
@@ -79,10 +78,3 @@ def _serve(rank: int, count: int, port: int, pipe: Connection) -> None:
                 pipe.send(call(world, *given))
             except BaseException as error:
                 pipe.send(error)
-
-
-def same_in_all(world: World, value: Any) -> bool:
-    """Whether all processes hold the same value."""
-    values: list[Any] = [None] * world.size
-    dist.all_gather_object(values, value, group=world.messages)
-    return all(other == value for other in values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -115,6 +116,26 @@ def mistaken(world: World) -> None:
         raise UsageError(f"found by process {world.rank}")
 
     world.from_first(find)
+
+
+def fails_alone(folder: Path) -> None:
+    """For a process of its own: the second finds the disk full, while the first waits for it and heeds no signal."""
+    from retrieve_or_generate.finetune.distributed import assembled
+
+    with assembled("cpu") as (world, _), Checkpoint(folder, KEY, world=world).heeding_sigterm():
+        if world.rank:
+            raise OSError(errno.ENOSPC, "No space left on device", "state")
+        world.wait()
+
+
+def summed(world: World) -> list[list[float] | None]:
+    """Gradients of three parameters: one that both have, one that only the second has, one that nobody has."""
+    parameters = [torch.zeros(2, requires_grad=True) for _ in range(3)]
+    parameters[0].grad = torch.tensor([1.0, 2.0]) * (world.rank + 1)
+    if world.rank:
+        parameters[1].grad = torch.tensor([5.0, 6.0])
+    world.add_gradients(parameters)
+    return [None if p.grad is None else p.grad.tolist() for p in parameters]
 
 
 def dies(rank: int) -> None:

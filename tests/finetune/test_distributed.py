@@ -170,6 +170,22 @@ def test_one_that_dies_ends_the_others_with_one_line(rank: int) -> None:
     assert time.monotonic() - started < 60
 
 
+def test_one_that_fails_is_heard_and_ends_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        together(partial(shared_work.fails_alone, tmp_path), 2)
+    assert "save where they are" not in capfd.readouterr().err
+
+
+def test_gradients_are_added_and_what_nobody_has_stays_none(pair: Ranks) -> None:
+    for gradients in pair(shared_work.summed):
+        assert gradients == [[3.0, 6.0], [5.0, 6.0], None]
+
+
+def test_each_process_gets_an_image_of_a_batch(pair: Ranks) -> None:
+    with pytest.raises(UsageError, match="2 processes for batches of 1 images: start fewer"):
+        pair(shared_work.trial, PLAIN.model_copy(update={"batch_size": 1}))
+
+
 @given(st.integers(0, 50), st.integers(1, 9))
 def test_shares_are_even_and_the_first_is_the_largest(count: int, size: int) -> None:
     shares = [World(rank, size).part(count) for rank in range(size)]
