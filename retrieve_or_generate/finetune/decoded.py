@@ -137,12 +137,6 @@ def limit_bytes() -> float:
         raise UsageError(f"{_LIMIT}={given}: give a number of GiB") from None
 
 
-def held() -> tuple[int, int]:
-    """Arrays in `decoded/`, and their bytes."""
-    sizes = [_bytes_of(path) for path in decoded_folder().glob("*.npy")]
-    return len(sizes), sum(sizes)
-
-
 def forget_decoded() -> None:
     """Drop all: of an image that was taken down no pixel may stay, and what holds it is not known."""
     folder = decoded_folder()
