@@ -61,7 +61,11 @@ def _cells(experiment: Experiment) -> int:
 
 def worker_bytes(experiment: Experiment, tasks: Mapping[str, Task], device: str) -> int:
     """What a worker takes for the largest trial on `device` in this machine's memory, about."""
-    images = {name: [len(task.split(split)) for split in get_args(SplitName)] for name, task in tasks.items()}
+    images = {
+        name: [len(task.split(split)) for split in get_args(SplitName)]
+        + [len(task.shift(shift)) for shift in task.shifts]
+        for name, task in tasks.items()
+    }
     classes = max(len(task.class_names) for task in tasks.values())
     unit = Unit("what a worker takes", (images, classes))
     ((_, needed),) = run_units([unit], partial(_prepare, experiment, device), jobs=2, apart=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from colours import make_clip
@@ -81,3 +84,12 @@ def test_what_a_worker_takes_grows_with_the_batch_and_the_scale() -> None:
     plain = taken()
     assert 150 << 20 < plain < GIB
     assert taken("finetune.batch_size=2000", "scales=[2000]") > plain + 1000 * (500 << 10)
+
+
+@pytest.mark.slow
+def test_shifted_images_count_as_any() -> None:
+    experiment, task = load_experiment(None, ("tasks=[textures]",)), load_task("textures")
+    many = SimpleNamespace(read=lambda: task.split("test").take(np.arange(480).repeat(40)))
+    shifted = dataclasses.replace(task, shifts={"many": many})
+    plain, more = (worker_bytes(experiment, {"textures": each}, "cpu") for each in (task, shifted))
+    assert more > plain + 480 * 40 * 3 * 32**2
