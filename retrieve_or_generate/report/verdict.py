@@ -182,12 +182,12 @@ def _corrected(contrasts: list[Contrast]) -> list[Contrast]:
 def _equivalences(results: pd.DataFrame, tasks: Sequence[str], pair: Pair) -> list[dict[str, Any]]:
     """For both directions of the primary pair: how many images of one do what the largest scale of the other does.
 
-    None where the scale is not the number of images: a mixture by count has more.
+    None where the scale is not the number of images: a mixture by count has more, the model off the shelf has seen none.
     """
     drawn = results[results["source"].isin(pair) & (results["scale"] > 0)]
     if (drawn["n_train"] != drawn["scale"]).any():
         return []
-    scores = test_scores(results, PRIMARY_METRIC)
+    scores = test_scores(drawn, PRIMARY_METRIC)
     found = []
     for task in tasks:
         for a, b in (pair, pair[::-1]):

@@ -172,6 +172,13 @@ def test_a_source_of_any_name_stands_against_the_untrained_model() -> None:
     assert [(c["a"], c["b"]) for c in make_verdict(results)["contrasts"]] == [("zebra", "none")]
 
 
+def test_the_untrained_model_may_be_of_the_primary_pair_and_has_no_equivalence() -> None:
+    scored = [rows("digits", "retrieved", scale, [0.6, 0.61, 0.63]) for scale in (40, 80)]
+    verdict = make_verdict(pd.concat([*scored, rows("digits", "none", 0, [0.5])]), primary=("retrieved", "none"))
+    assert (verdict["headlines"][0]["winner"], verdict["headlines"][0]["scale"]) == ("retrieved", 80)
+    assert verdict["equivalences"] == []
+
+
 def test_a_run_without_the_pair_says_so() -> None:
     verdict = make_verdict(rows("digits", "retrieved", 800, [0.6, 0.7]))
     assert verdict["headlines"][0]["sentence"].startswith(
