@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from retrieve_or_generate.compare import sets, trials
-from retrieve_or_generate.compare.folder import check_folder, inputs_key, is_finished, load_tasks, seal_run, write_head
+from retrieve_or_generate.compare.folder import (
+    check_folder,
+    check_loss,
+    inputs_key,
+    is_finished,
+    load_tasks,
+    seal_run,
+    write_head,
+)
 from retrieve_or_generate.compare.plan import check_scales, plan_trials
 from retrieve_or_generate.compare.results import write_results, write_stages
 from retrieve_or_generate.compare.workers import fitting_jobs
@@ -50,6 +58,7 @@ def compare(
         IntegrityError: a file changed since it was written.
     """
     experiment.check_selection()
+    check_loss(experiment)
     progress = progress or _silent
     asked, jobs = jobs, jobs or core_count()
     _build_world(experiment, jobs, progress)

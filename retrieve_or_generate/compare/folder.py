@@ -22,7 +22,7 @@ from retrieve_or_generate.settings import PromptSettings
 from retrieve_or_generate.store import content_key, read_json, read_seal, seal, sha256_of, write_bytes, write_json
 from retrieve_or_generate.tasks import Task, load_task
 from retrieve_or_generate.text_models import Part, find_text_model
-from retrieve_or_generate.weights import check_pocket_weights, clip_fingerprint, generator_fingerprint
+from retrieve_or_generate.weights import check_pocket_weights, clip_fingerprint, find_model, generator_fingerprint
 
 EXPERIMENT, ENVIRONMENT, SEAL = "experiment.yaml", "environment.json", "run.json"
 _PACKAGES = (
@@ -39,6 +39,13 @@ _PACKAGES = (
 )
 MEASURED = ("results.parquet", "stages.json", EXPERIMENT, ENVIRONMENT)
 DERIVED = ("results.csv", "verdict.json", "report.html")  # `rog report` may write these anew, so they are not sealed
+
+
+def check_loss(experiment: Experiment) -> None:
+    """`UsageError` before anything is made where a text tower is to be trained and there is none."""
+    model = experiment.finetuned_model
+    if experiment.finetune.loss == "contrastive" and find_model(model).library == "timm":
+        raise UsageError(f"finetune.loss=contrastive trains a text tower, and {model} has none: cross_entropy")
 
 
 def check_folder(out: Path, experiment: Experiment, inputs: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from retrieve_or_generate.compare.folder import inputs_key
+from retrieve_or_generate.compare.folder import check_loss, inputs_key
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.experiment import Experiment
 from retrieve_or_generate.store import content_key
@@ -68,3 +68,11 @@ def test_pocket_weights_are_compared_with_their_checksums(tmp_path: Path, monkey
     _key(strategy="llm")
     with pytest.raises(IntegrityError, match=r"captioner/config\.json"):
         _key(strategy="image_captions")
+
+
+def test_a_text_tower_that_is_not_there_is_missed_before_anything_is_made() -> None:
+    given = {"loss": "contrastive", "model": "timm:resnet50"}
+    with pytest.raises(UsageError, match=r"trains a text tower, and timm:resnet50 has none: cross_entropy$"):
+        check_loss(Experiment.model_validate({"finetune": given}))
+    check_loss(Experiment.model_validate({"finetune": given | {"loss": "cross_entropy"}}))
+    check_loss(Experiment.model_validate({"finetune": {"loss": "contrastive"}}))
