@@ -9,10 +9,12 @@ import torch.nn.functional as F
 
 from retrieve_or_generate.finetune import LabelledImages, TaskImages, finetune, recipe
 from retrieve_or_generate.finetune.adversarial import as_floats, attacked, random_start
+from retrieve_or_generate.finetune.augment import shifted
 from retrieve_or_generate.finetune.classifier import Classifier
 from retrieve_or_generate.finetune.draws import Draws
 from retrieve_or_generate.finetune.learner import Learner
 from retrieve_or_generate.models import Clip
+from retrieve_or_generate.seeds import seed_for
 from retrieve_or_generate.settings import AdversarialSettings, FinetuneSettings, ProbeSettings
 
 ATTACK = AdversarialSettings(epsilon=8, steps=3)
@@ -47,6 +49,21 @@ def test_one_full_step_is_the_fast_gradient_sign(clip: Clip, task: TaskImages, t
     one = AdversarialSettings(epsilon=2, steps=1, step_size=2)
     moved = attacked(classifier, pixels, pixels, labels, one)
     assert (moved - expected).abs().gt(1e-6).float().mean() < 0.01
+
+
+def test_the_loss_is_that_of_the_batch_attacked_from_a_start_drawn_after_its_augmentation(
+    clip: Clip, task: TaskImages, train: LabelledImages
+) -> None:
+    rows = next(recipe.batches(SETTINGS, 20, 1))
+    draws = Draws(torch.Generator().manual_seed(seed_for("finetune", "augmentation", 1)), len(rows))
+    pixels = as_floats(shifted(torch.from_numpy(train.images[rows]), draws))
+    start, labels = random_start(pixels, ATTACK, draws), torch.from_numpy(train.labels[rows])
+    classifier = Classifier(clip, task.class_weights)
+    moved = attacked(classifier, pixels, start, labels, ATTACK)
+    expected = F.cross_entropy(classifier(moved), labels)
+    learner = Learner(classifier, train, SETTINGS, recipe.plan(SETTINGS, 20), 1e-9, 1)
+    learner.step()
+    assert learner.mean_loss() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_it_is_the_attacked_images_that_are_trained_on(clip: Clip, task: TaskImages, train: LabelledImages) -> None:
