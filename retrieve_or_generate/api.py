@@ -166,12 +166,12 @@ def finetune(
     loss is γ · L(the first's) + (1 − γ) · L(the second's). Without `train`, the model is measured off the shelf. Seeds, order and
     settings are those of `compare`. With `save_model` the fine-tuned model lies in `out/model` (`finetune/saved.py`), which plain
     open_clip loads, and every verb as a model. A call that was terminated is gone on with by the same call. `processes` share the
-    work, with `device` cuda on a GPU each; so do those that torchrun started with this one (`finetune/distributed.py`).
+    work, with `device` cuda on a GPU each; so do those that torchrun started with this one (`finetune/processes.py`).
 
     Raises:
         UsageError: neither `train` nor `task`, a scale that a class cannot fill, or `out` holds something else.
     """
-    from retrieve_or_generate.finetune.distributed import assembled, together
+    from retrieve_or_generate.finetune.processes import assembled, together
 
     asked = (out, train, task, scale, seed, experiment)
     if processes > 1:

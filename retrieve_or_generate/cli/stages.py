@@ -156,7 +156,7 @@ def finetune(
       torchrun --nproc-per-node 8 -m retrieve_or_generate finetune laion.yaml --train sets/birds --device cuda
     """
     from retrieve_or_generate import api
-    from retrieve_or_generate.finetune.distributed import place
+    from retrieve_or_generate.finetune.processes import place
 
     asked = read_experiment(experiment, overrides, quick)
     folder = out or Path("runs") / f"{_called(train, task)}-n{scale or 'all' if train else 0}-s{seed}"

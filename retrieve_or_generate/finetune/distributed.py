@@ -8,14 +8,11 @@ chooses, prints and writes; the others follow.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
-from threading import Timer
 from typing import TypeVar
 
 import torch
@@ -24,12 +21,11 @@ from torch import Tensor
 
 from retrieve_or_generate.endings import is_out_of_memory
 from retrieve_or_generate.errors import IncompleteError, UsageError
-from retrieve_or_generate.executors import Unit, run_units
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=2)  # the first process may fit a probe for hours while the others wait
+PATIENCE = timedelta(days=2)  # the first process may fit a probe for hours while the others wait
 _BUCKET_VALUES = 16 * 2**20  # gradients that are sent at once: 64 MiB, few enough calls and little memory
-_GRACE_SECONDS = 0.5  # for the process that failed to say why, before those that lost it say so
+GRACE_SECONDS = 0.5  # for the process that failed to say why, before those that lost it say so
 _SHORT = (
     "out of memory in one of the processes that share the trial; set a smaller finetune.batch_size and run it again"
 )
@@ -189,96 +185,6 @@ class World:
 
 
 ALONE = World()
-_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun tells each process."""
-
-
-def place() -> tuple[int, int]:
-    """Which of how many processes of one trial this is, as torchrun said."""
-    if not all(name in os.environ for name in _PLACE):
-        return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-
-
-def together(call: Callable[[], T], processes: int) -> T:
-    """`call` in so many processes of this machine, each of which finds itself `assembled` with the others; what the first returns.
-
-    `call` must pickle. A process that dies ends the others.
-    """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    units = [Unit(f"process {rank} of {processes}", rank) for rank in range(processes)]
-    prepare = partial(_in_place, call, processes, store.port)
-    results = {unit.payload: result for unit, result in run_units(units, prepare, processes, apart=True)}
-    return results[0]
-
-
-def placed(rank: int, processes: int, port: int) -> dict[str, str]:
-    """What torchrun would tell the `rank`-th of so many processes of this machine, which meet at a store at this port."""
-    values = (rank, processes, rank, processes, "127.0.0.1", port)
-    told = {name: str(value) for name, value in zip(_PLACE, values, strict=True)}
-    return told | {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # the store is there already
-
-
-def _in_place(call: Callable[[], T], processes: int, port: int) -> Callable[[int], T]:
-    """What does the work of one rank in a process of its own."""
-
-    def work(rank: int) -> T:
-        os.environ |= placed(rank, processes, port)
-        try:
-            return call()
-        except Exception:
-            Timer(_GRACE_SECONDS, os._exit, (1,)).start()  # once the error is told, the others are to notice
-            raise
-
-    return work
-
-
-@contextmanager
-def assembled(device: str) -> Iterator[tuple[World, str]]:
-    """The processes that torchrun started with this one, and the device that is this one's; alone where it started none.
-
-    Raises:
-        UsageError: one GPU for all, or fewer GPUs than processes.
-    """
-    if place() == (0, 1):
-        yield ALONE, device
-        return
-    own = _own_device(device)
-    on_gpu = own != "cpu"
-    rank, size = place()
-    store, _, _ = next(dist.rendezvous("env://", timeout=_PATIENCE))
-    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
-    try:
-        messages = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        assert isinstance(messages, dist.ProcessGroup)
-        yield World(rank, size, messages), own
-    except (UsageError, IncompleteError) as error:
-        if dist.is_torchelastic_launched() and store.add(f"said: {error}", 1) > 1:
-            raise SystemExit(error.exit_code) from error  # another process says it
-        raise
-    except SystemExit:
-        dist.destroy_process_group()
-        raise
-    else:
-        dist.destroy_process_group()  # not after an error: NCCL would wait for those that wait for this process
-
-
-def _own_device(device: str) -> str:
-    """The GPU of this process among those of its machine; the CPU where that was asked for."""
-    if device == "cpu":
-        return device
-    here, processes, gpus = (
-        *(int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE")),
-        torch.cuda.device_count(),
-    )
-    if device != "cuda":
-        raise UsageError(f"--device {device} is one for all processes; --device cuda gives each a GPU of its own")
-    if max(processes, here + 1) > gpus:
-        raise UsageError(
-            f"{max(processes, here + 1)} processes on this machine, which has {gpus} GPUs; start one for each"
-        )
-    torch.cuda.set_device(here)
-    return f"cuda:{here}"
 
 
 @contextmanager
@@ -292,7 +198,7 @@ def _contact() -> Iterator[None]:
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise IncompleteError(_SHORT) from error
-        time.sleep(_GRACE_SECONDS)
+        time.sleep(GRACE_SECONDS)
         raise IncompleteError(
             "a process that trains with this one ended; what was saved last is kept, and the same command goes on from there"
         ) from error

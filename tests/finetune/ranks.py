@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from retrieve_or_generate.finetune import distributed
+from retrieve_or_generate.finetune import processes as launched
 
 R = TypeVar("R")
 
@@ -66,9 +66,9 @@ def _started(context: Any, rank: int, count: int, port: int) -> tuple[Connection
 
 
 def _serve(rank: int, count: int, port: int, pipe: Connection) -> None:
-    os.environ |= distributed.placed(rank, count, port)
+    os.environ |= launched.placed(rank, count, port)
     torch.set_num_threads(1)
-    with distributed.assembled("cpu") as (world, _):
+    with launched.assembled("cpu") as (world, _):
         while True:
             try:
                 call, given = pipe.recv()

@@ -120,7 +120,7 @@ def mistaken(world: World) -> None:
 
 def fails_alone(folder: Path) -> None:
     """For a process of its own: the second finds the disk full, while the first waits for it and heeds no signal."""
-    from retrieve_or_generate.finetune.distributed import assembled
+    from retrieve_or_generate.finetune.processes import assembled
 
     with assembled("cpu") as (world, _), Checkpoint(folder, KEY, world=world).heeding_sigterm():
         if world.rank:
@@ -140,7 +140,7 @@ def summed(world: World) -> list[list[float] | None]:
 
 def dies(rank: int) -> None:
     """For a process of its own: join, and be killed there."""
-    from retrieve_or_generate.finetune.distributed import assembled
+    from retrieve_or_generate.finetune.processes import assembled
 
     with assembled("cpu") as (world, _):
         if world.rank == rank:

@@ -26,8 +26,9 @@ from shared_work import Updates
 from retrieve_or_generate.errors import IncompleteError, UsageError
 from retrieve_or_generate.finetune import LabelledImages, TrialOutcome, read_trial
 from retrieve_or_generate.finetune.checkpoint import FOLDER, SEAL, Checkpoint
-from retrieve_or_generate.finetune.distributed import ALONE, World, assembled, placed, together
+from retrieve_or_generate.finetune.distributed import ALONE, World
 from retrieve_or_generate.finetune.mixing import joined
+from retrieve_or_generate.finetune.processes import assembled, placed, together
 from retrieve_or_generate.settings import AdversarialSettings, FinetuneSettings
 
 PLAIN = FinetuneSettings(updates=6, batch_size=7, evaluations=2, learning_rates=(1e-3,), precision="float32")
