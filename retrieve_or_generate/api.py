@@ -18,7 +18,6 @@ from retrieve_or_generate.progress import Progress, bytes_of
 
 if TYPE_CHECKING:
     from retrieve_or_generate.finetune import Trial
-    from retrieve_or_generate.finetune.distributed import World
     from retrieve_or_generate.image_set import ImageSet
     from retrieve_or_generate.pool.footprint import Footprint
     from retrieve_or_generate.pool.index import Index
@@ -169,79 +168,15 @@ def finetune(
     work, with `device` cuda on a GPU each; so do those that torchrun started with this one (`finetune/processes.py`).
 
     Raises:
-        UsageError: neither `train` nor `task`, a scale that a class cannot fill, or `out` holds something else.
+        UsageError: neither `train` nor `task`, a scale that a class cannot fill, or `out` holds something else or is in use.
     """
-    from retrieve_or_generate.finetune.processes import assembled, together
+    from retrieve_or_generate.compare.single import SingleTrial
+    from retrieve_or_generate.finetune.processes import together
 
-    asked = (out, train, task, scale, seed, experiment)
-    if processes > 1:
-        return together(partial(finetune, *asked, device, save_model, gamma), processes)
-    with assembled(check_device(device)) as (world, own):
-        return _finetuned(*asked, own, save_model, gamma, world)
-
-
-def _finetuned(
-    out: Path,
-    train: Path | Sequence[Path] | None,
-    task: str | None,
-    scale: int | None,
-    seed: int,
-    experiment: Experiment,
-    device: str,
-    save_model: bool,
-    gamma: float | None,
-    world: World,
-) -> Trial:
-    """As `finetune`, in one of the processes that share it: all read, the first writes."""
-    from retrieve_or_generate.compare.plan import chosen_rows, plan_trial
-    from retrieve_or_generate.finetune import finetune as adapt
-    from retrieve_or_generate.finetune import read_trial, task_images, write_trial
-    from retrieve_or_generate.finetune.checkpoint import FOLDER, Checkpoint, is_only_checkpoint
-    from retrieve_or_generate.finetune.data import decoded_set
-    from retrieve_or_generate.finetune.mixing import joined
-    from retrieve_or_generate.finetune.saved import save_model as write_model
-    from retrieve_or_generate.finetune.trial import MODEL, begin_trial, is_begun
-    from retrieve_or_generate.image_set import load_image_set
-    from retrieve_or_generate.models import load_model
-    from retrieve_or_generate.tasks import load_task
-    from retrieve_or_generate.weights import clip_fingerprint
-
-    folders = [train] if isinstance(train, Path) else list(train or ())
-    sets = [load_image_set(folder) for folder in folders[:1]]
-    sets += [load_image_set(folder, sets[0].task) for folder in folders[1:]]
-    name = task or (sets[0].task if sets else None)
-    if name is None:
-        raise UsageError("give the image set to train on (--train SET), or a task to measure the model on (--task T)")
-    wanted = load_task(name)
-    plan = plan_trial(experiment, wanted, sets, clip_fingerprint(experiment.finetuned_model), scale, seed, gamma)
-    checkpoint = Checkpoint(out / FOLDER, plan.key, experiment.finetune.checkpoint_every, world)
-    if done := read_trial(out, plan.config):
-        checkpoint.remove()
-        if save_model and done.model is None:
-            raise UsageError(f"{out}: this trial is finished, and its model was not kept; choose another --out")
-        return done
-    if out.exists() and not is_begun(out, plan.config) and not is_only_checkpoint(out, checkpoint):
-        raise UsageError(f"{out}: not empty, and not this trial; remove it or choose another --out")
-    clip = load_model(experiment.finetuned_model, device)
-    how, probe, at = experiment.finetune, experiment.linear_probe, plan.seed_value
-    size, parts = how.working_size or clip.image_size, []
-    for one, source in zip(sets, plan.parts, strict=True):
-        keys = chosen_rows(one, plan, source)
-        parts.append(decoded_set(one, size, how.preprocess, keys).drawn(keys))
-    images = joined(*parts, gamma=gamma) if parts else None
-    shown = task_images(wanted, clip, how.preprocess)
-    outcome = adapt(clip, images, shown, how, probe, seed=at, checkpoint=checkpoint, world=world)
-
-    def write() -> Trial:
-        begin_trial(out, plan.config)
-        files = (
-            write_model(out / MODEL, clip, outcome.model, wanted.class_names, wanted.templates) if save_model else []
-        )
-        trial = write_trial(out, plan.config, outcome, model=files)
-        checkpoint.remove()
-        return trial
-
-    return world.from_first(write)
+    folders = (train,) if isinstance(train, Path) else tuple(train or ())
+    asked = SingleTrial(out, folders, task, scale, seed, experiment, gamma, save_model)
+    call = partial(asked.run, check_device(device))
+    return together(call, processes) if processes > 1 else call()
 
 
 def _named(progress: Progress | None, what: str) -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 
 from retrieve_or_generate.errors import FULL, IntegrityError, UsageError
 
-TEMPORARY_PREFIX = ".tmp-"
+TEMPORARY_PREFIX, LOCK = ".tmp-", ".lock"
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -176,7 +176,7 @@ def read_seal(folder: Path, name: str, key: str | None = None, verify: bool = Tr
 
 
 @contextmanager
-def locked(folder: Path, wait: bool = False, name: str = ".lock", shared: bool = False) -> Iterator[None]:
+def locked(folder: Path, wait: bool = False, name: str = LOCK, shared: bool = False) -> Iterator[None]:
     """Hold `folder` for this process; when another holds it, wait, or raise `UsageError` naming that process.
 
     `shared`: together with others that share it, and with nobody who does not. A folder has one lock of each `name`. The lock dies

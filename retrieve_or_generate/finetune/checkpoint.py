@@ -19,7 +19,15 @@ import torch
 
 from retrieve_or_generate.errors import IntegrityError
 from retrieve_or_generate.finetune.distributed import ALONE, World
-from retrieve_or_generate.store import TEMPORARY_PREFIX, content_key, durable_file, read_seal, remove_leftovers, seal
+from retrieve_or_generate.store import (
+    LOCK,
+    TEMPORARY_PREFIX,
+    content_key,
+    durable_file,
+    read_seal,
+    remove_leftovers,
+    seal,
+)
 
 FOLDER, SEAL = "checkpoint", "checkpoint.json"
 _VERSION = 1  # of what a state holds
@@ -106,7 +114,8 @@ class Checkpoint:
 
 def is_only_checkpoint(folder: Path, checkpoint: Checkpoint) -> bool:
     """Whether `folder` holds nothing but a state of this trial, or the beginnings of one."""
-    if any(entry.name != FOLDER and not entry.name.startswith(TEMPORARY_PREFIX) for entry in folder.iterdir()):
+    others = [entry for entry in folder.iterdir() if entry.name not in (FOLDER, LOCK)]
+    if not all(entry.name.startswith(TEMPORARY_PREFIX) for entry in others):
         return False
     sealed = read_seal(checkpoint.folder, SEAL, verify=False)
     return sealed is None or sealed["key"] == checkpoint.key

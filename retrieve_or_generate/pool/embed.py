@@ -29,6 +29,7 @@ from retrieve_or_generate.pool.encode import PRECISIONS, Encoder, Picture, decod
 from retrieve_or_generate.pool.layout import UNFINISHED
 from retrieve_or_generate.pool.sources import SourceShard, find_source
 from retrieve_or_generate.store import (
+    LOCK,
     TEMPORARY_PREFIX,
     content_key,
     durable_file,
@@ -117,7 +118,7 @@ def _has_caption(shards: tuple[SourceShard, ...]) -> bool:
 def _claim(out: Path, key: str) -> None:
     """Make `out` ours, or say that it holds something else; a killed run's finished shards stay."""
     begun = read_json(out / UNFINISHED) if (out / UNFINISHED).is_file() else None
-    others = [path for path in out.iterdir() if path.name != ".lock" and not path.name.startswith(TEMPORARY_PREFIX)]
+    others = [path for path in out.iterdir() if path.name != LOCK and not path.name.startswith(TEMPORARY_PREFIX)]
     if (out / POOL_SEAL).exists() or (begun != {"pool": key} and others):
         raise UsageError(f"{out}: holds another pool or something else; choose another --out or delete it")
     remove_leftovers(out)

@@ -17,6 +17,7 @@ from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.pool.layout import Modality, Pool
 from retrieve_or_generate.progress import Progress, bytes_of
 from retrieve_or_generate.settings import RetrieveSettings, RowSettings, ServiceSettings
+from retrieve_or_generate.store import LOCK
 
 if TYPE_CHECKING:
     from retrieve_or_generate.pool.filters import RowFilter
@@ -85,7 +86,7 @@ def _is_there(place: Path) -> bool:
     """Whether an index lies there, ours or another's. A build of ours holds a lock and, once it is finished, a seal."""
     from retrieve_or_generate.pool.index import INDEX_SEAL
 
-    return (place / INDEX_SEAL).is_file() or (place.exists() and not (place / ".lock").is_file())
+    return (place / INDEX_SEAL).is_file() or (place.exists() and not (place / LOCK).is_file())
 
 
 def row_filter(pool: Pool, settings: RowSettings) -> RowFilter | None:

@@ -22,6 +22,7 @@ from retrieve_or_generate.finetune import LabelledImages, TaskImages, Trial, Tri
 from retrieve_or_generate.finetune.checkpoint import FOLDER, SEAL, Checkpoint, is_only_checkpoint
 from retrieve_or_generate.models import Clip
 from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
+from retrieve_or_generate.store import LOCK
 
 SMALL: dict[str, object] = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
 PROBE = ProbeSettings(inverse_regularisation=(1.0,))
@@ -145,7 +146,7 @@ def test_rog_finetune_that_is_terminated_saves_and_exits_143(tmp_path: Path) -> 
             time.sleep(0.05)
         process.terminate()
         assert process.wait() == 143
-    assert [path.name for path in (tmp_path / "trial").iterdir()] == [FOLDER]
+    assert {path.name for path in (tmp_path / "trial").iterdir()} == {FOLDER, LOCK}
 
 
 @pytest.mark.slow
