@@ -31,7 +31,12 @@ KINDS = ("none", "retrieved", "synthetic", "perturbed", "mixed")
 `none` and `mixed` have no image set of their own: off the shelf needs no images, a mixture draws from two others' sets.
 """
 
-_SEVERAL = ("synthetic", "perturbed")
+_VARIED: dict[str, frozenset[str]] = {
+    "synthetic": frozenset({"generator", "synthesize"}),
+    "perturbed": frozenset({"generator", "synthesize", "perturb"}),
+    "mixed": frozenset({"mix"}),
+}
+"""What one of several sources of a kind may do otherwise. Other kinds have one source alone."""
 _SOURCE = re.compile(r"[a-z]+(-[A-Za-z0-9_.]+)?")
 
 
@@ -108,19 +113,26 @@ class Experiment(Settings):
         unused = sorted(set(self.variants) - set(self.sources))
         if unused:
             raise ValueError(f"variants: {unused[0]!r} is not among the sources; list it there, too")
+        if self.primary[0] == self.primary[1]:
+            raise ValueError(f"primary: {self.primary[0]!r} twice; name two sources")
         if self.primary != Experiment.model_fields["primary"].default and not set(self.primary) <= set(self.sources):
             raise ValueError(f"primary: {list(self.primary)} are not both among the sources")
+        self._variants_are_meant()
         for source in self.sources:
             self.variant(source)
-        self._mixtures_are_known()
         return self
 
-    def _mixtures_are_known(self) -> None:
+    def _variants_are_meant(self) -> None:
+        """Nothing that a variant says is passed over."""
         for source, given in self.variants.items():
-            if (given.mix is not None) != (kind_of(source) == "mixed"):
-                raise ValueError(
-                    f"variants.{source}: mix belongs to sources called mixed-NAME, and each of them needs one"
-                )
+            kind, _, name = source.partition("-")
+            if kind not in _VARIED or not (name or kind == "mixed"):
+                called = ", ".join(f"{one}-NAME" for one in _VARIED)
+                raise ValueError(f"variants: {source!r} is as the experiment says; variants are called {called}")
+            told = {key for key, field in Variant.model_fields.items() if getattr(given, key) != field.default}
+            if odd := sorted(told - _VARIED[kind]):
+                takes = " and ".join(sorted(_VARIED[kind]))
+                raise ValueError(f"variants.{source}: {odd[0]} is nothing to {kind} images; they take {takes}")
             for one in given.mix.of if given.mix else ():
                 if one not in self.set_sources:
                     raise ValueError(f"variants.{source}.mix.of: {unknown_name('source', one, self.set_sources)}")
@@ -155,15 +167,18 @@ class Experiment(Settings):
         `synthetic-STRATEGY` and `perturbed-STRENGTH` need no entry in `variants`. Raises `ValueError` for a source that does.
         """
         kind, _, name = source.partition("-")
-        if kind == "mixed" and source not in self.variants:
+        if kind == "mixed" and not self.mix(source):
             raise ValueError(
                 f"sources: {source!r} says nothing of what is mixed; add variants.{source}: {{mix: {{of: [...]}}}}"
             )
         if not name or kind == "mixed":
             return self
-        given = self.variants.get(source) or _by_name(kind, name)
-        if given is None or kind not in _SEVERAL:
+        if kind not in _VARIED:
+            raise ValueError(f"sources: {source!r}: there is one {kind} source; call it {kind!r}")
+        given, named = self.variants.get(source), _named(kind, name)
+        if given is None and named is None:
             raise ValueError(f"sources: {source!r} says nothing of how it differs; add it to variants")
+        given = _as_named(given or Variant(), named, source)
         return self.model_copy(
             update={
                 "generator": given.generator or self.generator,
@@ -183,14 +198,28 @@ class Experiment(Settings):
         return self.model_copy(update={"synthesize": self.synthesize.model_copy(update={"selection": selection})})
 
 
-def _by_name(kind: str, name: str) -> Variant | None:
-    """What a source's name says by itself: a prompt strategy, a strength."""
+def _named(kind: str, name: str) -> tuple[str, str, Any] | None:
+    """What a source's name says by itself, a prompt strategy or a strength: part, key and value."""
     if kind == "synthetic" and name in get_args(PromptSettings.model_fields["strategy"].annotation):
-        return Variant(synthesize={"prompts": name})
+        return "synthesize", "prompts", name
     try:
-        return Variant(perturb={"strength": float(name)}) if kind == "perturbed" else None
+        return ("perturb", "strength", float(name)) if kind == "perturbed" else None
     except ValueError:
         return None
+
+
+def _as_named(given: Variant, named: tuple[str, str, Any] | None, source: str) -> Variant:
+    """A variant with what its name says of it; `ValueError` where it says otherwise itself."""
+    if named is None:
+        return given
+    part, key, value = named
+    values = getattr(given, part)
+    told = values.get(key, value)
+    if isinstance(told, dict):
+        told = {"strategy": value} | told
+    if (told["strategy"] if isinstance(told, dict) else told) != value:
+        raise ValueError(f"variants.{source}: {part}.{key} is not what the name says; call it otherwise")
+    return given.model_copy(update={part: values | {key: told}})
 
 
 T = TypeVar("T", bound=Settings)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -143,7 +144,7 @@ def test_overrides_then_fields_on_top() -> None:
             "sources=[retrieved, sintetic]",
             r"^experiment: sources: unknown source 'sintetic'; did you mean 'synthetic'\?",
         ),
-        ("sources=[none, retrieved-x]", r"sources: 'retrieved-x' says nothing of how it differs; add it to variants"),
+        ("sources=[none, retrieved-x]", r"sources: 'retrieved-x': there is one retrieved source; call it 'retrieved'"),
         (
             "sources=[none, synthetic-fast]",
             r"sources: 'synthetic-fast' says nothing of how it differs; add it to variants",
@@ -273,7 +274,11 @@ def test_a_mixture_is_a_variant_that_names_its_two_sources() -> None:
     ("variants", "words"),
     [
         ({}, "'mixed-half' says nothing of what is mixed"),
-        ({"mixed-half": {}}, "mix belongs to sources called mixed-NAME, and each of them needs one"),
+        ({"mixed-half": {}}, "'mixed-half' says nothing of what is mixed"),
+        (
+            {"mixed-half": {"mix": {"of": ["retrieved", "synthetic"]}, "synthesize": {"eta": 1}}},
+            "variants.mixed-half: synthesize is nothing to mixed images; they take mix",
+        ),
         ({"mixed-half": {"mix": {"of": ["retrieved", "perturbed"]}}}, "unknown source 'perturbed'"),
         ({"mixed-half": {"mix": {"of": ["retrieved", "mixed-half"]}}}, "unknown source 'mixed-half'"),
         ({"mixed-half": {"mix": {"of": ["retrieved", "retrieved"]}}}, "names 'retrieved' twice"),
@@ -286,3 +291,65 @@ def test_a_mixture_is_a_variant_that_names_its_two_sources() -> None:
 def test_a_mixture_that_says_too_little_or_too_much_is_one_line(variants: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         parse_experiment({"sources": ["retrieved", "synthetic", "mixed-half"], "variants": variants})
+
+
+@pytest.mark.parametrize(
+    ("source", "variant", "words"),
+    [
+        ("synthetic", {"generator": "x"}, "'synthetic' is as the experiment says; variants are called synthetic-NAME"),
+        ("none", {}, "'none' is as the experiment says"),
+        ("retrieved", {"synthesize": {"eta": 1}}, "'retrieved' is as the experiment says"),
+        (
+            "synthetic-a",
+            {"perturb": {"strength": 0.2}},
+            "perturb is nothing to synthetic images; they take generator and synth",
+        ),
+        ("synthetic-a", {"mix": {"of": ["retrieved", "synthetic"]}}, "mix is nothing to synthetic images"),
+        (
+            "perturbed-0.4",
+            {"perturb": {"strength": 0.2}},
+            "variants.perturbed-0.4: perturb.strength is not what the name says",
+        ),
+        (
+            "synthetic-llm",
+            {"synthesize": {"prompts": {"strategy": "file"}}},
+            "variants.synthetic-llm: synthesize.prompts is not what the name says",
+        ),
+    ],
+)
+def test_nothing_that_a_variant_says_is_passed_over(source: str, variant: dict[str, object], words: str) -> None:
+    values = {"sources": list(dict.fromkeys(["none", "retrieved", "synthetic", source])), "variants": {source: variant}}
+    with pytest.raises(UsageError, match=words):
+        parse_experiment(values)
+
+
+def test_a_strength_may_be_said_twice_and_have_a_name() -> None:
+    perturb = {"perturb": {"strength": 0.2}}
+    values = {"sources": ["retrieved", "perturbed-0.20", "perturbed-low"]}
+    values |= {"variants": {"perturbed-0.20": perturb, "perturbed-low": perturb}}
+    experiment = parse_experiment(values)
+    assert [experiment.variant(source).perturb.strength for source in values["sources"][1:]] == [0.2, 0.2]
+
+
+def test_two_sources_are_compared() -> None:
+    with pytest.raises(UsageError, match="primary: 'retrieved' twice; name two sources"):
+        parse_experiment({"primary": ["retrieved", "retrieved"]})
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_numbers_are_finite(value: str) -> None:
+    with pytest.raises(UsageError, match=r"finetune\.weight_decay: input should be a finite number"):
+        load_experiment(None, (f"finetune.weight_decay={value}",))
+
+
+def test_a_name_counts_where_its_variant_says_more() -> None:
+    values: dict[str, Any] = {"sources": ["retrieved", "synthetic-llm", "synthetic-places", "perturbed-0.2"]}
+    values["variants"] = {
+        "synthetic-llm": {"synthesize": {"prompts": {"temperature": 0.5}}},
+        "synthetic-places": {"synthesize": {"guidance_scale": 1.5}},
+        "perturbed-0.2": {"synthesize": {"guidance_scale": 1.5}},
+    }
+    llm, places, perturbed = map(parse_experiment(values).variant, values["sources"][1:])
+    assert (llm.synthesize.prompts.strategy, llm.synthesize.prompts.temperature) == ("llm", 0.5)
+    assert (places.synthesize.prompts.strategy, places.synthesize.guidance_scale) == ("places", 1.5)
+    assert (perturbed.perturb.strength, perturbed.synthesize.guidance_scale) == (0.2, 1.5)

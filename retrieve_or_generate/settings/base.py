@@ -11,6 +11,6 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Base of every part: immutable, strict about keys."""
+    """Base of every part: immutable, strict about keys, every number finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
