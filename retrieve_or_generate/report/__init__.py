@@ -38,7 +38,7 @@ def write_report(run_folder: Path) -> Path:
     verdict, curation = _verdict(run), tables.curation(run.whole_sets)
     costs, shifted = tables.costs(run.results, run.stages), shifts.shifted_cells(run.results, run.tasks)
     verdict["shifts"] = shifts.records(shifted)
-    with styled():
+    with styled(run.results["source"]):
         drawn = page.Figures(
             contrasts=figures.contrast_panels(verdict, run.tasks),
             accuracy=figures.accuracy_panels(run.results, run.tasks),

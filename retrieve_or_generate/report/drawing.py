@@ -1,15 +1,19 @@
 """How every figure is drawn: colours, type, canvas, and SVG bytes that depend on nothing but the content.
 
 Equal input gives equal bytes on one version of matplotlib: no dates, a fixed salt for element names, no window system. Colours
-are those of Okabe and Ito, told apart by the colour-blind; every source also has a marker of its own.
+are those of Okabe and Ito, told apart by the colour-blind; every source also has a marker of its own. Sources are many and colours
+few: what a source has by its name is changed where another one of the run has it, too (`styled`).
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import count
 
 import matplotlib
 import matplotlib.style
@@ -18,14 +22,16 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from retrieve_or_generate.report.escaping import shortened
-from retrieve_or_generate.report.tables import SOURCES
+from retrieve_or_generate.report.escaping import shortened, visible
+from retrieve_or_generate.report.tables import SOURCES, in_order
 
 INK, MUTED, RULE = "#1d2329", "#5c6670", "#dfe3e8"
 _COLOURS = dict(zip(SOURCES, ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#5c6670"), strict=True))
 _MARKERS = dict(zip(SOURCES, ("o", "s", "^", "D", ""), strict=True))
 _OTHER_COLOURS = ("#e69f00", "#56b4e9", "#882255", "#999933", "#cc79a7", "#332288", "#44aa99")
-_MIXED_MARKERS = ("D", "P", "X", "p", "h")
+_OTHER_MARKERS = ("D", "P", "X", "p", "h")
+_LABEL, _MIXED_LABEL = 14, 12
+"""Most characters of a label; beside a panel a mixture's is the widest of letters."""
 _STRENGTHS = matplotlib.colormaps["Greens"]
 _PAGE_FONTS = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'DejaVu Sans',sans-serif"
 _STYLE = {
@@ -68,29 +74,74 @@ class Drawing:
     words: str
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What a source is drawn with."""
+
+    colour: str
+    marker: str
+    label: str
+
+
+_LOOKS: ContextVar[Mapping[str, _Look]] = ContextVar("_LOOKS", default={})  # noqa: B039 (never written to)
+
+
 def colour_of(source: str) -> str:
     """A source's own; one of several of a kind has a colour of its name, or of its strength, darker the larger."""
-    strength = strength_of(source)
-    if strength is not None:
-        return to_hex(_STRENGTHS(0.3 + 0.6 * min(strength, 1.0)))
-    return _COLOURS.get(source, _OTHER_COLOURS[sum(source.encode()) % len(_OTHER_COLOURS)])
+    return _look(source).colour
 
 
 def marker_of(source: str) -> str:
     """Its kind's; one of several mixtures, which may have one colour, has a marker of its name."""
-    if source.startswith("mixed-"):
-        return _MIXED_MARKERS[sum(source.encode()) // len(_OTHER_COLOURS) % len(_MIXED_MARKERS)]
-    return _MARKERS.get(source.partition("-")[0], "v")
+    return _look(source).marker
 
 
 def label_of(source: str) -> str:
     """The source's name where room is scarce."""
-    name = source.partition("-")[2]
-    if strength_of(source) is not None:
-        return f"strength {name}"
-    if source.startswith("mixed-"):
-        return shortened(f"mixed {name}", 12)
-    return "off the shelf" if source == "none" else shortened(name or source, 14)
+    return _look(source).label
+
+
+def _look(source: str) -> _Look:
+    """The one of the run that is drawn; of any other source what follows from its name."""
+    return _LOOKS.get().get(source) or _look_by_name(source)
+
+
+def _look_by_name(source: str) -> _Look:
+    kind, _, name = source.partition("-")
+    strength, number = strength_of(source), sum(source.encode())
+    colour = _COLOURS.get(source, _OTHER_COLOURS[number % len(_OTHER_COLOURS)])
+    marker, label = _MARKERS.get(kind, "v"), "off the shelf" if source == "none" else shortened(name or source, _LABEL)
+    if strength is not None:
+        colour, label = to_hex(_STRENGTHS(0.3 + 0.6 * min(strength, 1.0))), f"strength {name}"
+    if kind == "mixed" and name:
+        marker = _OTHER_MARKERS[number // len(_OTHER_COLOURS) % len(_OTHER_MARKERS)]
+        label = shortened(f"mixed {name}", _MIXED_LABEL)
+    return _Look(colour, marker, label)
+
+
+def _looks(sources: Iterable[str]) -> dict[str, _Look]:
+    """Of each source: by its name, but no label twice, and no colour while another one is left, or marker of that colour."""
+    looks: dict[str, _Look] = {}
+    for source in in_order(sources):
+        by_name, taken = _look_by_name(source), looks.values()
+        labels, colours = {look.label for look in taken}, {look.colour for look in taken}
+        pairs = {(look.colour, look.marker) for look in taken}
+        own = by_name.colour, by_name.marker
+        others = [(colour, marker) for marker in (own[1], *_OTHER_MARKERS) for colour in _OTHER_COLOURS]
+        free = [pair for pair in [own, *others] if pair not in pairs] or [own]
+        colour, marker = next((pair for pair in free if pair[0] not in colours), free[0])
+        label = next(label for label in _labels(by_name.label, source) if label not in labels)
+        looks[source] = _Look(colour, marker, label)
+    return looks
+
+
+def _labels(label: str, source: str) -> Iterator[str]:
+    """Shorter and shorter of what tells it apart: its whole name, the end of that, a number."""
+    yield label
+    if len(shown := visible(source)) <= _LABEL:
+        yield shown
+    yield f"…{shown[1 - _MIXED_LABEL :]}"
+    yield from (f"{label[: _MIXED_LABEL - 4]}… {number}" for number in count(2))
 
 
 def strength_of(source: str) -> float | None:
@@ -117,7 +168,15 @@ def svg_of(figure: Figure, background: str = "none") -> bytes:
     return buffer.getvalue().replace(b"'DejaVu Sans'", _PAGE_FONTS.encode())
 
 
-def styled() -> AbstractContextManager[None]:
-    """The context in which figures must be drawn and saved; a user's own matplotlibrc does not reach into it."""
-    context: AbstractContextManager[None] = matplotlib.style.context(["default", _STYLE])
-    return context
+@contextmanager
+def styled(sources: Iterable[str] = ()) -> Iterator[None]:
+    """The context in which figures must be drawn and saved; a user's own matplotlibrc does not reach into it.
+
+    `sources` are those of the run, each of which then has a label, and a colour with a marker, of its own.
+    """
+    token = _LOOKS.set(_looks(sources))
+    try:
+        with matplotlib.style.context(["default", _STYLE]):
+            yield
+    finally:
+        _LOOKS.reset(token)

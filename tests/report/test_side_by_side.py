@@ -65,3 +65,26 @@ def test_names_and_colours_of_one_of_several() -> None:
         "strength 0.4",
     ]
     assert len({colour_of(f"perturbed-{strength}") for strength in (0, 0.2, 0.4, 0.8)}) == 4
+
+
+def test_every_source_of_a_run_has_a_look_of_its_own() -> None:
+    strategies = ("class_name", "templates", "places", "alt_text", "image_captions", "llm", "file")
+    sources = ["retrieved", "synthetic", "perturbed", "none", *(f"synthetic-{one}" for one in strategies)]
+    sources += ["perturbed-file", "perturbed-0.2", "mixed-retrieved-30", "mixed-retrieved-70", "mixed-retrieved-700"]
+    alone = {source: (colour_of(source), label_of(source)) for source in sources[:4]}
+    with styled(reversed(sources)):
+        assert len({label_of(source) for source in sources}) == len(sources)
+        assert all(len(label_of(source)) <= 14 for source in sources)
+        assert len({(colour_of(source), marker_of(source)) for source in sources}) == len(sources)
+        assert len({colour_of(source) for source in sources[:11]}) == 11  # there are so many
+        assert {source: (colour_of(source), label_of(source)) for source in sources[:4]} == alone
+        assert [label_of(source) for source in sources[-3:]] == ["mixed retri…", "…etrieved-70", "…trieved-700"]
+        assert label_of("perturbed-file") == "perturbed-file"
+    assert len({colour_of(f"synthetic-{one}") for one in strategies}) == 4  # by their names alone
+
+
+def test_more_sources_than_looks_are_drawn_all_the_same() -> None:
+    sources = [f"synthetic-{'x' * 30}{number}" for number in range(60)]
+    with styled(sources):
+        assert len({label_of(source) for source in sources}) == 60
+        assert len({(colour_of(source), marker_of(source)) for source in sources}) == 42  # seven colours, six markers
