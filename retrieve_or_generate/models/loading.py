@@ -133,10 +133,13 @@ def _timm_tags(architecture: str) -> list[str]:
 
 def _classes_in(files: ModelFiles) -> int:
     """How many classes the head in a file of timm weights has; 0 where it has none."""
+    if files.file is None or files.file.suffix == ".npz":
+        return 0
+    place = str(files.file)
+    state = _asked(files, lambda: timm.models.load_state_dict(place, weights_only=True))
     classifier = timm.models.get_pretrained_cfg(files.source).classifier
     names = [classifier] if isinstance(classifier, str) else list(classifier or ())
-    shapes = _asked(files, lambda: _shapes(files))
-    return next((shapes[f"{name}.weight"][0] for name in names if f"{name}.weight" in shapes), 0)
+    return next((len(state[f"{name}.weight"]) for name in names if f"{name}.weight" in state), 0)
 
 
 def _check_not_stretched(files: ModelFiles, network: torch.nn.Module) -> None:
@@ -181,6 +184,10 @@ def _asked(files: ModelFiles, load: Callable[[], T]) -> T:
             raise UsageError(
                 f"{files.file}: a TorchScript archive, which is a program; give the published tag (as ViT-B-16-quickgelu/openai) "
                 "or a state dict as safetensors"
+            ) from error
+        if "Unsupported global" in str(error):
+            raise IntegrityError(
+                f"{files.file}: holds more than weights, and what else may be a program; give a state dict, best as safetensors"
             ) from error
         what = files.file or f"model {files.name!r}"
         raise IntegrityError(f"{what}: {files.library} cannot load it ({first_line(error)})") from error

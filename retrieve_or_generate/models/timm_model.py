@@ -38,7 +38,8 @@ class TimmModel(ImageModel):
         super().__init__(name, fingerprint, height, data["mean"], data["std"], _SCALE)
         self.n_classes = int(network.num_classes)
         self.head = network.get_classifier() if self.n_classes else nn.Identity()
-        self.network = _without_head(name, network, self.head, self.normalise(torch.rand(1, 3, height, width)))
+        pixels = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+        self.network = _without_head(name, network, self.head, self.normalise(pixels))
         with torch.inference_mode():
             self.embed_dim = self.encode_image(torch.zeros(1, 3, height, width)).shape[1]
 

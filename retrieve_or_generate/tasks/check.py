@@ -146,8 +146,8 @@ def _looked_at(
     split: Split, check: SplitCheck, sample: int | None, what: str, progress: Progress | None
 ) -> Iterator[bytes]:
     """Fills `check`; the hash of each image."""
-    step = max(1, len(split) // sample) if sample else 1
-    rows = list(range(0, len(split), step))[:sample]
+    count = min(sample or len(split), len(split))
+    rows = [place * len(split) // count for place in range(count)]
     with ThreadPoolExecutor(core_count()) as threads:
         for start in range(0, len(rows), _CHUNK):
             part = rows[start : start + _CHUNK]

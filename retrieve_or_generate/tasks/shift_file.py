@@ -24,23 +24,25 @@ class ShiftFile(SourceFile):
 
 def read_shift(name: str, given: ShiftFile, path: Path, task: Task) -> Reader:
     """A shifted test set with the class ids of `task`: by name, by a folder's form of it, by WordNet id, or by number."""
-    layout = layout_of(given, path)
+    layout, where = layout_of(given, path), f"{path}: shift {name}"
     split = _split_of(name, given, layout, path)
     labels, places = layout.labels(split), {known: place for place, known in enumerate(task.class_names)}
     if isinstance(given.classes, dict):
         if odd := [label for label in given.classes if label not in labels]:
-            raise UsageError(f"{path}: shift {name}: {unknown_name('label', odd[0], labels)}")
-        return Labelled(layout, split, {label: _place(known, places) for label, known in given.classes.items()}, True)
+            raise UsageError(f"{where}: {unknown_name('label', odd[0], labels)}")
+        return Labelled(
+            layout, split, {label: _place(known, places, where) for label, known in given.classes.items()}, True
+        )
     ids = dict(zip(task.wnids, range(len(task.wnids)), strict=True))
     if given.classes is None:
         ids |= ids_by_label(task.class_names, labels)
     else:  # then a number is a place in this list, and never one in the task's
         called = names_in(path.parent / given.classes) if isinstance(given.classes, str) else given.classes
         ids |= ids_by_label(task.class_names, task.class_names)
-        ids |= {str(number): _place(known, places) for number, known in enumerate(called)}
+        ids |= {str(number): _place(known, places, where) for number, known in enumerate(called)}
     if unknown := [label for label in labels if label not in ids]:
         raise UsageError(
-            f"{path}: shift {name}: {unknown_name('class', unknown[0], places)}. To say which label is which class, and leave out "
+            f"{where}: {unknown_name('class', unknown[0], places)}. To say which label is which class, and leave out "
             "the others: classes: {LABEL: CLASS}"
         )
     return Labelled(layout, split, ids, True)
@@ -62,7 +64,7 @@ def _split_of(name: str, given: ShiftFile, layout: Layout, path: Path) -> str:
     )
 
 
-def _place(name: str, places: Mapping[str, int]) -> int:
+def _place(name: str, places: Mapping[str, int], where: str) -> int:
     if name not in places:
-        raise unknown_name("class", name, places)
+        raise UsageError(f"{where}: {unknown_name('class', name, places)}")
     return places[name]

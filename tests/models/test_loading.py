@@ -10,12 +10,13 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import timm
 import torch
 from kinds import OPEN_CLIP, make_model, save_weights
 from safetensors.torch import load_file
 
 from retrieve_or_generate.errors import IntegrityError, UsageError
-from retrieve_or_generate.models import load_clip, load_model
+from retrieve_or_generate.models import TimmModel, load_clip, load_model
 from retrieve_or_generate.models.loading import _preprocessing
 from retrieve_or_generate.weights import clip_fingerprint, find_model
 
@@ -64,7 +65,7 @@ class _Program:
 
 def test_a_checkpoint_that_runs_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": _Program()}, tmp_path / "clip.pt")
-    with pytest.raises(IntegrityError, match=r"clip.pt: open_clip cannot load it \(Weights only load failed"):
+    with pytest.raises(IntegrityError, match=r"clip.pt: holds more than weights, and what else may be a program"):
         load_clip(f"tiny/{tmp_path / 'clip.pt'}")
     assert capsys.readouterr().out == ""
 
@@ -119,6 +120,25 @@ def test_a_checkpoint_of_a_timm_model_is_none_of_a_clip(checkpoint: Path, tmp_pa
         load_model(f"timm:test_resnet/{checkpoint}")
     with pytest.raises(IntegrityError, match=r"weights of another architecture than test_vit"):
         load_model(name.replace("timm:test_resnet", "timm:test_vit"))
+
+
+@pytest.mark.parametrize(("key", "prefix"), [("model", ""), ("state_dict", "module."), (None, "_orig_mod.")])
+def test_a_training_checkpoint_of_timm_has_its_head_however_it_was_saved(
+    key: str | None, prefix: str, tmp_path: Path
+) -> None:
+    network = timm.create_model("test_resnet", num_classes=7)
+    state = {prefix + name: value for name, value in network.state_dict().items()}
+    torch.save({key: state, "epoch": 3} if key else state, tmp_path / "last.pth.tar")
+    model = load_model(f"timm:test_resnet/{tmp_path / 'last.pth.tar'}")
+    assert isinstance(model, TimmModel)
+    assert model.n_classes == 7
+    assert torch.equal(model.head.weight, network.fc.weight)
+
+
+def test_a_checkpoint_of_timm_that_runs_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": _Program()}, tmp_path / "last.pt")
+    with pytest.raises(IntegrityError, match=r"last.pt: holds more than weights, and what else may be a program"):
+        load_model(f"timm:test_resnet/{tmp_path / 'last.pt'}")
 
 
 def test_a_truncated_checkpoint(checkpoint: Path, tmp_path: Path) -> None:

@@ -64,6 +64,15 @@ def test_a_sample_says_that_it_is_one(birds: Path) -> None:
     assert "train: 2 of 9 images read" in found.lines()
 
 
+def test_a_sample_is_spread_over_the_whole_split(birds: Path) -> None:
+    """The last class would else be left out, since images lie by class."""
+    keys = load_task(str(birds)).split("train").keys
+    (birds / "train" / keys[7]).write_bytes(b"")
+    found = check_task(load_task(str(birds)), sample=5).splits[0]
+    assert (found.looked_at, list(found.unreadable)) == (5, [keys[7]])
+    assert check_task(load_task(str(birds)), sample=50).splits[0].looked_at == 9
+
+
 def test_a_class_that_a_split_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = load_task(miniatures.parquet_of_paths(tmp_path / "birds", monkeypatch))
     found = check_task(task)

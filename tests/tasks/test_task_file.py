@@ -152,7 +152,9 @@ class TestShifts:
         named = "{heron: grey heron, mute swan: mute swan}"
         shift = told(f"shifts: {{drawn: {{data: ../drawn, classes: {named}}}}}").shift("drawn")
         assert (list(shift.keys), shift.labels.tolist()) == (["heron/1.png", "mute swan/1.png"], [0, 1])
-        with pytest.raises(UsageError, match="unknown class 'gray heron'; did you mean 'grey heron'"):
+        with pytest.raises(
+            UsageError, match="yaml: shift drawn: unknown class 'gray heron'; did you mean 'grey heron'"
+        ):
             told("shifts: {drawn: {data: ../drawn, classes: {heron: gray heron}}}")
         with pytest.raises(UsageError, match="shift drawn: unknown label 'herron'; did you mean 'heron'"):
             told("shifts: {drawn: {data: ../drawn, classes: {herron: grey heron, hoopoe: mute swan}}}")
