@@ -59,10 +59,11 @@ def _fail(message: str, code: int) -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Also torch's two ways to say so, without loading torch: a type of its own for CUDA, words for the CPU."""
+    """Also torch's three ways to say so, without loading torch: a type of its own for CUDA, words of cuBLAS, words for the CPU."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
+        or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
         or "DefaultCPUAllocator: can't allocate memory" in str(error)
     )
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from retrieve_or_generate.finetune.draws import Draws
+from retrieve_or_generate.finetune.draws import Draws, sent
 
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after so many
 _AREA, _LOG_RATIO = (0.9, 1.0), (math.log(3 / 4), math.log(4 / 3))
@@ -19,7 +19,7 @@ def shifted(images: Tensor, draws: Draws) -> Tensor:
     """(b, 3, s, s) uint8, each moved by up to a sixteenth of its side both ways, edge pixels repeated; uint8."""
     _, channels, height, width = images.shape
     most = max(1, height // 16)
-    top, left = draws.integers(-most, most + 1, 2).to(images.device)[..., None]
+    top, left = sent(draws.integers(-most, most + 1, 2), images.device)[..., None]
     rows = (top + torch.arange(height, device=images.device)).clamp(0, height - 1)
     columns = (left + torch.arange(width, device=images.device)).clamp(0, width - 1)
     rows = rows[:, None, :, None].expand(-1, channels, -1, width)
@@ -29,7 +29,7 @@ def shifted(images: Tensor, draws: Draws) -> Tensor:
 
 def flipped(images: Tensor, draws: Draws) -> Tensor:
     """(b, 3, s, s) of any type, half of them mirrored, left to right."""
-    mirrored = (draws.uniform() < 0.5).to(images.device)
+    mirrored = sent(draws.uniform() < 0.5, images.device)
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
@@ -76,7 +76,7 @@ def _resampled(images: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tenso
     A resize is a product with one matrix of weights from each side, so a batch of boxes is two products.
     """
     side = images.shape[-1]
-    boxes = ((start.to(images.device), length.to(images.device)) for start, length in (rows, columns))
+    boxes = ((sent(start, images.device), sent(length, images.device)) for start, length in (rows, columns))
     down, across = (_weights(*box, side, size)[:, None] for box in boxes)  # (b, 1, size, w)
     across = across.transpose(2, 3)
     return (down @ (images.float() / 255 @ across)).clamp_(0, 1)

@@ -30,7 +30,7 @@ from retrieve_or_generate.store import (
 )
 
 FOLDER, SEAL = "checkpoint", "checkpoint.json"
-_VERSION = 1  # of what a state holds
+_VERSION = 2  # of what a state holds
 
 Position = tuple[int, int]
 """Which learning rate of the list is under way, and after how many of its updates."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.finetune.classifier import Classifier
 from retrieve_or_generate.finetune.distributed import ALONE, World
-from retrieve_or_generate.finetune.draws import Draws
+from retrieve_or_generate.finetune.draws import Draws, sent
 from retrieve_or_generate.models import Clip, ImageModel, plain_attention
 from retrieve_or_generate.tasks.templates import as_functions
 
@@ -54,9 +54,9 @@ class Paired(Classifier):
         self.tokens = clip.tokenizer(captions).view(len(self.class_names), len(self.templates), -1)  # type: ignore[operator]
 
     def drawn_captions(self, labels: Tensor, draws: Draws) -> Tensor:
-        """(b, l) int64 on the device: of each label a caption of its class, by a template drawn on the CPU."""
+        """(b, l) int64 on the device: of each label, on the CPU, a caption of its class, by a template drawn there."""
         which = draws.integers(0, len(self.templates))
-        return self.tokens[labels.cpu(), which].to(self.device)
+        return sent(self.tokens[labels, which], self.device)
 
     def caption_features(self, tokens: Tensor) -> Tensor:
         """(b, l) int64 to (b, d) float32, unit length."""

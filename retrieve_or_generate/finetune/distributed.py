@@ -27,7 +27,8 @@ PATIENCE = timedelta(days=2)  # the first process may fit a probe for hours whil
 _BUCKET_VALUES = 16 * 2**20  # gradients that are sent at once: 64 MiB, few enough calls and little memory
 GRACE_SECONDS = 0.5  # for the process that failed to say why, before those that lost it say so
 _SHORT = (
-    "out of memory in one of the processes that share the trial; set a smaller finetune.batch_size and run it again"
+    "out of memory between the passes of a batch; free some, or set a smaller finetune.batch_size or finetune.model, "
+    "and run it again"
 )
 
 
@@ -80,16 +81,6 @@ class World:
         """
         if self.any(short) and not short:
             raise MemoryElsewhereError
-
-    @contextmanager
-    def committed(self) -> Iterator[None]:
-        """What all are about to do and none can take back, or `IncompleteError` where this process has no memory for it."""
-        try:
-            yield
-        except RuntimeError as error:
-            if self.size == 1 or not is_out_of_memory(error):
-                raise
-            raise IncompleteError(_SHORT) from error
 
     def agree(self, value: object, otherwise: str) -> None:
         """`UsageError` with these words unless all have an equal `value`, which must pickle."""
@@ -185,6 +176,17 @@ class World:
 
 
 ALONE = World()
+
+
+@contextmanager
+def committed() -> Iterator[None]:
+    """What cannot be taken back once it is begun: `IncompleteError` without memory for it, and nothing smaller is tried."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise IncompleteError(_SHORT) from error
 
 
 @contextmanager

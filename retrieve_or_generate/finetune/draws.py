@@ -27,3 +27,8 @@ class Draws:
     def seed(self) -> int:
         """Of another generator, such as one of the device."""
         return int(torch.randint(2**62, (), generator=self.generator))
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """A few `values` of the CPU on `device`. A GPU under way is not waited for: its driver has read them when this returns."""
+    return values.to(device, non_blocking=device.type == "cuda")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from retrieve_or_generate.finetune.data import Chosen, Joined, Pixels
+from retrieve_or_generate.finetune.draws import sent
 
 AHEAD = 4  # batches that are gathered at once: what is mapped waits for the disk
 _SHARE = 0.5  # of the device's free memory that a set may take: the rest is for activations
@@ -60,7 +61,7 @@ class Feed:
         """The next rows, and the images there."""
         if self._whole is not None:
             rows = next(self.order)
-            return rows, self._whole[torch.from_numpy(rows).to(self.device)]
+            return rows, self._whole[sent(torch.from_numpy(rows), self.device)]
         self._fill()
         if not self._running:
             raise StopIteration

@@ -20,7 +20,7 @@ from retrieve_or_generate.finetune.classifier import Classifier
 from retrieve_or_generate.finetune.contrastive import Paired
 from retrieve_or_generate.finetune.data import LabelledImages
 from retrieve_or_generate.finetune.distributed import ALONE, MemoryElsewhereError, World
-from retrieve_or_generate.finetune.draws import Draws
+from retrieve_or_generate.finetune.draws import Draws, sent
 from retrieve_or_generate.finetune.feed import Feed
 from retrieve_or_generate.finetune.mixing import batches_of
 from retrieve_or_generate.models import plain_attention
@@ -47,11 +47,11 @@ class Learner:
         world: World = ALONE,
     ):
         self.classifier, self.settings, self.world = classifier, settings, world
-        self.labels = torch.from_numpy(train.labels).to(classifier.device)
+        self.labels = train.labels
         self.order, weights = batches_of(train, settings, seed)
         self.weights = None if weights is None else weights.to(classifier.device)
         self._counts = deque[int]()
-        self.feed = Feed(train.images, self._shares(), classifier.device)
+        self.feed = Feed(train.images, _shares(self.order, world, self._counts), classifier.device)
         self.draw = torch.Generator().manual_seed(seed_for("finetune", "augmentation", seed))
         groups = [(list[Tensor](classifier.tower.parameters()), 1.0)]
         if isinstance(classifier, Paired):
@@ -72,10 +72,10 @@ class Learner:
         rows, images = next(self.feed)
         count = self._counts.popleft()
         draws = Draws(self.draw, count, self.world.part(count))
-        labels = self.labels[torch.from_numpy(rows).to(self.labels.device)]
+        labels = torch.from_numpy(self.labels[rows])
         augmented = self._augmented(images, draws)
         paired = self.classifier if isinstance(self.classifier, Paired) else None
-        targets = paired.drawn_captions(labels, draws) if paired else labels
+        targets = paired.drawn_captions(labels, draws) if paired else sent(labels, images.device)
         start = None
         if self.settings.adversarial:
             augmented = as_floats(augmented)
@@ -85,12 +85,6 @@ class Learner:
         if paired:
             paired.bound_scale()
         return count
-
-    def _shares(self) -> Iterator[np.ndarray]:
-        """The rows of each batch that are this process's; how many the batch has goes to `_counts`."""
-        for batch in self.order:
-            self._counts.append(len(batch))
-            yield batch[self.world.part(len(batch))]
 
     def _augmented(self, images: Tensor, draws: Draws) -> Tensor:
         """At the model's size: as the recipe has it, mirrored where that is asked for."""
@@ -176,6 +170,16 @@ class Learner:
         self.descent.optimizer.load_state_dict(state["optimizer"])
         self.descent.update = state["update"]
         self.draw.set_state(state["draw"])
-        self._losses = list(state["losses"].to(self.labels.device))
+        self._losses = list(state["losses"].to(self.classifier.device))
         for _ in range(state["update"]):
             next(self.order)
+
+
+def _shares(order: Iterator[np.ndarray], world: World, counts: deque[int]) -> Iterator[np.ndarray]:
+    """The rows of each batch that are this process's; how many the batch has goes to `counts`.
+
+    No method, for what waits in it would keep its learner, and with that the images of a rate that is over.
+    """
+    for batch in order:
+        counts.append(len(batch))
+        yield batch[world.part(len(batch))]

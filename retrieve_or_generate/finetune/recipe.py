@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrieve_or_generate.finetune.distributed import ALONE, World
+from retrieve_or_generate.finetune.distributed import ALONE, World, committed
 from retrieve_or_generate.seeds import generator_for
 from retrieve_or_generate.settings import FinetuneSettings
 
@@ -89,7 +89,7 @@ class Descent:
             loss.backward()
             del loss
         self.world.add_gradients(self.parameters)
-        with self.world.committed():
+        with committed():
             torch.nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM)
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * self.plan.rate(self.update)

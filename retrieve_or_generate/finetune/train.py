@@ -57,7 +57,6 @@ def finetune(
     Raises:
         UsageError: images of another size, labels out of range, or training that diverged at every learning rate.
     """
-    started = time.perf_counter()
     settings = settings or FinetuneSettings()
     if train is not None and world.size > settings.batch_size:
         raise UsageError(f"{world.size} processes for batches of {settings.batch_size} images: start fewer")
@@ -79,7 +78,7 @@ def finetune(
         updates=recipe.plan(work.settings, len(train) if train else 0).updates,
         images_seen=work.images_seen,
         stall_seconds=work.stall_seconds,
-        wall_seconds=time.perf_counter() - started,
+        wall_seconds=work.wall_seconds,
         device=clip.device.type,
         precision=str(work.classifier.precision).removeprefix("torch."),
         processes=world.size,
@@ -113,6 +112,7 @@ class _Work:
     images_seen: int = 0
     stall_seconds: float = 0.0
     images_per_pass: int | None = None
+    started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         weights = self.task.class_weights.to(self.clip.device)
@@ -128,6 +128,10 @@ class _Work:
                     "finetune.compile is for a GPU (--device cuda): on a CPU it takes longer than it saves"
                 )
             self.classifier.compile_tower()
+
+    @property
+    def wall_seconds(self) -> float:
+        return time.perf_counter() - self.started
 
     def choose(self, train: LabelledImages | None) -> tuple[Look, Look]:
         """Train, and give what validation prefers for zero-shot and for the probe."""
@@ -233,6 +237,8 @@ class _Work:
             "history": json.dumps(self.history),
             "images_seen": self.images_seen,
             "images_per_pass": self.images_per_pass,
+            "wall_seconds": self.wall_seconds,
+            "stall_seconds": self.stall_seconds + learner.feed.waited,
             "looks": looks[:1] if self.best.zero_shot is self.best.probed else looks,
         }
 
@@ -240,7 +246,8 @@ class _Work:
         """Be where `saved` was; the update of the last look at this rate."""
         learner.resume(saved["learner"])
         self.history, self.images_seen = json.loads(saved["history"]), saved["images_seen"]
-        self.images_per_pass = saved["images_per_pass"]
+        self.images_per_pass, self.stall_seconds = saved["images_per_pass"], saved["stall_seconds"]
+        self.started -= saved["wall_seconds"]  # of the processes before this one
         learner.images_per_pass = self.images_per_pass or learner.images_per_pass
         looks = [self._unpacked(packed) if packed else None for packed in saved["looks"]]
         self.best = Best(looks[0], looks[-1])
@@ -258,6 +265,10 @@ class _Work:
         train_x, val_x = (
             features_of(self.classifier, images.images, world=self.world) for images in (self.task.train, self.task.val)
         )
+        at = {"learning_rate": rate, "update": update, "wise_ft": alpha}
+        if train_loss is not None and self.world.any(not self._is_finite(train_x, val_x)):
+            self.history.append(at | {"diverged": True})
+            return
         right, loss = self.world.from_first(lambda: self._zero_shot(val_x))
         train_features, val_features = train_x.cpu().numpy(), val_x.cpu().numpy()
         selection = self._selection(train_features, val_features)
@@ -265,6 +276,11 @@ class _Work:
         look = Look(rate, update, alpha, right, loss, selection, train_features, val_features, state)
         self.history.append(look.row() | {"train_loss": train_loss})
         self.best.offer(look)
+
+    @torch.inference_mode()
+    def _is_finite(self, train_x: Tensor, val_x: Tensor) -> bool:
+        """Whether all numbers that the classifier gives are numbers."""
+        return all(bool(values.isfinite().all()) for values in (train_x, val_x, self.classifier.head(val_x)))
 
     @torch.inference_mode()
     def _zero_shot(self, val_x: Tensor) -> tuple[float, float]:

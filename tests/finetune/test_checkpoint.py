@@ -20,6 +20,7 @@ from retrieve_or_generate import api
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.finetune import LabelledImages, TaskImages, Trial, TrialOutcome, finetune, recipe
 from retrieve_or_generate.finetune.checkpoint import FOLDER, SEAL, Checkpoint, is_only_checkpoint
+from retrieve_or_generate.finetune.classifier import Classifier
 from retrieve_or_generate.models import Clip
 from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
 from retrieve_or_generate.store import LOCK
@@ -96,10 +97,40 @@ def test_saved_now_and_then_it_goes_on_from_what_was_saved_last(
         train(small, settings, Checkpoint(tmp_path / FOLDER, KEY, every=3))
     assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == [SEAL, "state-0-6.pt"]
     checkpoint = Checkpoint(tmp_path / FOLDER, KEY, every=3)
-    assert_same(train(small, settings, checkpoint), whole)
+    state = checkpoint.load()
+    assert state is not None
+    assert 0 < state["wall_seconds"] < 1000
+    checkpoint.save((0, 6), state | {"wall_seconds": 2000.0, "stall_seconds": 1000.0})
+    outcome = train(small, settings, checkpoint)
+    assert_same(outcome, whole)
+    assert (outcome.wall_seconds > 2000, outcome.stall_seconds) == (True, 1000)  # of all processes that took part
     assert made == [*range(9), *range(6, 10)]
     checkpoint.remove()
     assert not (tmp_path / FOLDER).exists()
+
+
+def test_passes_that_memory_allowed_are_gone_on_with(
+    small: tuple[Clip, TaskImages, LabelledImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = FinetuneSettings(updates=4, batch_size=4, evaluations=1, learning_rates=(1e-3,), precision="float32")
+    step, forward = recipe.Descent.step, Classifier.forward
+
+    def limited(classifier: Classifier, pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(classifier, pixels)
+
+    def terminated(descent: recipe.Descent, given: Iterable[torch.Tensor]) -> None:
+        step(descent, given)
+        if descent.update == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Classifier, "forward", limited)
+    whole = train(small, settings)
+    monkeypatch.setattr(recipe.Descent, "step", terminated)
+    with pytest.raises(SystemExit):
+        train(small, settings, Checkpoint(tmp_path / FOLDER, KEY))
+    assert_same(train(small, settings, Checkpoint(tmp_path / FOLDER, KEY)), whole)
 
 
 def test_only_a_whole_state_of_the_same_trial_is_gone_on_from(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_processes_that_find_different_checkpoints_say_so(pair: Ranks, tmp_path:
 def test_memory_that_ends_when_nothing_can_be_taken_back_ends_the_trial() -> None:
     both, store = ranks.start()
     try:
-        with pytest.raises(IncompleteError, match="out of memory in one of the processes"):
+        with pytest.raises(IncompleteError, match="out of memory between the passes"):
             both(shared_work.short_at_the_last_step, PLAIN)
     finally:
         both.end()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
 
+from retrieve_or_generate.errors import IncompleteError
 from retrieve_or_generate.finetune import LabelledImages, TaskImages, finetune, recipe
 from retrieve_or_generate.finetune.classifier import Classifier, features_of
 from retrieve_or_generate.finetune.learner import Learner
@@ -36,6 +39,7 @@ def fits_only(monkeypatch: pytest.MonkeyPatch, most: int, refuse: Callable[[], E
     "refuse",
     [
         lambda: torch.OutOfMemoryError("CUDA out of memory."),
+        lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         lambda: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"),
         MemoryError,
     ],
@@ -85,6 +89,39 @@ def test_what_does_not_fit_one_image_at_a_time_or_is_another_mistake_comes_throu
         finetune(clip, train, task, SHORT, PROBE, seed=1)
 
 
+def test_out_of_memory_for_the_update_itself_no_smaller_pass_is_tried(
+    clip: Clip, task: TaskImages, train: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moments of some weights would be there and those of others not."""
+    zeros, made = torch.zeros_like, []
+
+    def scarce(*given: object, **how: object) -> torch.Tensor:
+        made.append(1)
+        if len(made) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return zeros(*given, **how)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(torch, "zeros_like", scarce)
+    with pytest.raises(
+        IncompleteError, match="out of memory between the passes of a batch; free some, or set a smaller"
+    ):
+        finetune(clip, train, task, SHORT, PROBE, seed=1)
+    assert len(made) == 3
+
+
+def test_a_learner_that_is_over_leaves_no_images_behind(clip: Clip, task: TaskImages, train: LabelledImages) -> None:
+    """At once: those of the next rate need the room on a GPU."""
+    gc.disable()
+    try:
+        learner = Learner(Classifier(clip, task.class_weights), train, SHORT, recipe.plan(SHORT, 20), 1e-3, 1)
+        learner.step()
+        feed = weakref.ref(learner.feed)
+        del learner
+        assert feed() is None
+    finally:
+        gc.enable()
+
+
 def test_weights_between_before_and_after_are_chosen_on_val(
     clip: Clip, task: TaskImages, train: LabelledImages
 ) -> None:
@@ -103,6 +140,15 @@ def test_weights_between_before_and_after_are_chosen_on_val(
     for name, value in outcome.model.items():
         between = (1 - best["wise_ft"]) * before[name] + best["wise_ft"] * plain.model[name]
         torch.testing.assert_close(value, between, msg=name)
+
+
+def test_training_goes_on_from_what_was_tuned_not_from_a_mixture(
+    clip: Clip, task: TaskImages, train: LabelledImages
+) -> None:
+    settings = SHORT.model_copy(update={"evaluations": 3})
+    mixed = settings.model_copy(update={"wise_ft": (0.5,)})
+    plain, looked_between = (finetune(clip, train, task, each, PROBE, seed=1).history[:3] for each in (settings, mixed))
+    assert [row["train_loss"] for row in looked_between] == [row["train_loss"] for row in plain]
 
 
 def test_counts_are_not_mixed() -> None:

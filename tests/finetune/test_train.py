@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -106,6 +107,28 @@ def test_a_rate_at_which_training_diverges_is_logged_and_passed_over(
     assert {row["learning_rate"] for row in outcome.history[1:]} == {1e-3}
     with pytest.raises(UsageError, match=r"diverged at every learning rate \(1e\+30\); set smaller"):
         finetune(clip, train, task, SHORT.model_copy(update={"learning_rates": (1e30,)}), PROBE, seed=1)
+
+
+def test_a_last_update_that_goes_too_far_is_seen_at_the_look_after_it(
+    clip: Clip, task: TaskImages, train: LabelledImages
+) -> None:
+    """No loss tells of it yet."""
+    settings = SHORT.model_copy(
+        update={"learning_rates": (1e30, 1e-3), "evaluations": 6, "warmup_fraction": 0.0, "wise_ft": (0.5, 1.0)}
+    )
+    first, second, third, *others = finetune(clip, train, task, settings, PROBE, seed=1).history
+    for row, alpha in ((first, 0.5), (second, 1.0)):
+        assert row == {"learning_rate": 1e30, "update": 1, "wise_ft": alpha, "diverged": True}
+    assert third == {"learning_rate": 1e30, "update": 2, "diverged": True}
+    assert {row["learning_rate"] for row in others} == {1e-3}
+
+
+def test_a_model_that_gives_no_numbers_did_not_diverge(clip: Clip, task: TaskImages) -> None:
+    broken = copy.deepcopy(clip)
+    with torch.no_grad():
+        next(broken.tower.parameters()).fill_(torch.nan)
+    with pytest.raises(UsageError, match="the model that made them is not usable"):
+        finetune(broken, None, task, SHORT, PROBE, seed=1)
 
 
 def test_compiling_is_for_a_gpu(clip: Clip, task: TaskImages, train: LabelledImages) -> None:
