@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import signal
@@ -108,6 +109,15 @@ def trial(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe.Descent, "step", terminated)
         outcome = finetune(CLIP, TRAIN, TASK, settings, PROBE, seed=1, checkpoint=checkpoint, world=world)
+    return replace(outcome, model={name: value.numpy() for name, value in outcome.model.items()})
+
+
+def trial_of_other_weights(world: World, settings: FinetuneSettings) -> TrialOutcome:
+    """A trial that finds another model on each process."""
+    other = copy.deepcopy(CLIP)
+    with torch.no_grad():
+        next(other.tower.parameters()).mul_(1 + world.rank)
+    outcome = finetune(other, TRAIN, TASK, settings, PROBE, seed=1, world=world)
     return replace(outcome, model={name: value.numpy() for name, value in outcome.model.items()})
 
 

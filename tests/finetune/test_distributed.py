@@ -130,6 +130,19 @@ def test_stopped_at_every_update_they_end_in_the_same_bits(pair: Ranks, loss: st
     assert_same(second, whole)
 
 
+def test_all_start_from_the_weights_of_the_first(pair: Ranks) -> None:
+    first, second = pair(shared_work.trial_of_other_weights, PLAIN)
+    assert_same(first, second)
+    assert_close(first, shared_work.trial(ALONE, PLAIN))
+
+
+def test_all_see_that_training_diverged(pair: Ranks) -> None:
+    rates = {"learning_rates": (1e30, 1e-3), "warmup_fraction": 0.0, "evaluations": PLAIN.updates}
+    first, second = pair(shared_work.trial, PLAIN.model_copy(update=rates))
+    assert_same(first, second)
+    assert first.history[0] == {"learning_rate": 1e30, "update": 1, "wise_ft": 1.0, "diverged": True}
+
+
 def test_one_goes_on_from_two_and_two_from_one(pair: Ranks, tmp_path: Path) -> None:
     whole = shared_work.trial(ALONE, PLAIN)
     with pytest.raises(SystemExit):
