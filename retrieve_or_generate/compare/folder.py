@@ -103,10 +103,7 @@ def inputs_key(experiment: Experiment, tasks: dict[str, Task]) -> str:
         {
             "version": __version__,
             "experiment": without_seeds(experiment),
-            "tasks": [
-                [task.fingerprint, task.shift_fingerprints] if task.shifts else task.fingerprint
-                for task in tasks.values()
-            ],
+            "tasks": [[task.fingerprint, task.shift_fingerprints] for task in tasks.values()],
             "pool": _pool_fingerprint(experiment),
             "model": clip_fingerprint(experiment.model),
             "finetuned": clip_fingerprint(experiment.finetuned_model),

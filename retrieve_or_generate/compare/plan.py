@@ -22,9 +22,7 @@ from retrieve_or_generate.settings import MixSettings
 from retrieve_or_generate.store import content_key
 from retrieve_or_generate.tasks import Task
 
-_VERSION = 1  # part of every key: raise when the same inputs give another result
-_LATER: dict[str, Any] = {"adversarial": None, "preprocess": "square", "working_size": None, "flip": False}
-"""Settings of `finetune` that the first trials did not have, by what they stood for then: with that, keys stay what they were."""
+_VERSION = 2  # part of every key: raise when the same inputs give another result
 
 
 @dataclass(frozen=True)
@@ -131,16 +129,11 @@ def _shared(experiment: Experiment, task: Task, fingerprint: str) -> dict[str, A
     how = experiment.finetune.model_dump(mode="json", exclude={"checkpoint_every", "compile", "model"})
     return {
         "version": _VERSION,
-        "task": {"name": task.name, "fingerprint": task.fingerprint} | _shifts(task),
+        "task": {"name": task.name, "fingerprint": task.fingerprint, "shifts": task.shift_fingerprints},
         "model": {"name": experiment.finetuned_model, "fingerprint": fingerprint},
-        "finetune": {name: value for name, value in how.items() if name not in _LATER or _LATER[name] != value},
+        "finetune": how,
         "linear_probe": experiment.linear_probe.model_dump(mode="json"),
     }
-
-
-def _shifts(task: Task) -> dict[str, Any]:
-    """What a trial measures besides; the key of a task without shifts is what it was before there were any."""
-    return {"shifts": task.shift_fingerprints} if task.shifts else {}
 
 
 def check_scales(experiment: Experiment, tasks: Mapping[str, Task], retrieved: Mapping[str, ImageSet]) -> None:
