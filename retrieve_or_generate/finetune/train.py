@@ -10,28 +10,22 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from retrieve_or_generate.errors import UsageError
-from retrieve_or_generate.evaluate import linear_probe
-from retrieve_or_generate.evaluate.zero_shot import accuracy
 from retrieve_or_generate.finetune import recipe
 from retrieve_or_generate.finetune.checkpoint import Checkpoint
-from retrieve_or_generate.finetune.classifier import Classifier, features_of
+from retrieve_or_generate.finetune.classifier import Classifier
 from retrieve_or_generate.finetune.contrastive import Paired
 from retrieve_or_generate.finetune.data import LabelledImages, TaskImages
 from retrieve_or_generate.finetune.distributed import ALONE, World
 from retrieve_or_generate.finetune.learner import Learner
-from retrieve_or_generate.finetune.looks import Best, Look
-from retrieve_or_generate.finetune.measured import Measured
+from retrieve_or_generate.finetune.looks import Best, Judge, Look, copied
 from retrieve_or_generate.finetune.trial import TrialOutcome
 from retrieve_or_generate.models import ImageModel
 from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
@@ -58,6 +52,7 @@ def finetune(
         UsageError: images of another size, labels out of range, or training that diverged at every learning rate.
     """
     settings = settings or FinetuneSettings()
+    n_train = len(train) if train is not None else 0
     if train is not None and world.size > settings.batch_size:
         raise UsageError(f"{world.size} processes for batches of {settings.batch_size} images: start fewer")
     if train is not None:
@@ -67,15 +62,15 @@ def finetune(
         _check(images, what, clip.image_size, task.n_classes)
     work = _Work(clip, task, settings, probe or ProbeSettings(), seed, checkpoint, world)
     zero_shot, probed = work.choose(train)
-    own, *shifted = work.test(zero_shot, probed)
+    own, *shifted = work.judge.test(zero_shot, probed)
     return TrialOutcome(
         test=task.test,
         zero_shot_logits=own.zero_shot_logits,
         linear_probe_probabilities=own.linear_probe_probabilities,
         shifts=dict(zip(task.shifts, shifted, strict=True)),
         history=tuple(work.history),
-        n_train=len(train) if train else 0,
-        updates=recipe.plan(work.settings, len(train) if train else 0).updates,
+        n_train=n_train,
+        updates=recipe.plan(settings, n_train).updates,
         images_seen=work.images_seen,
         stall_seconds=work.stall_seconds,
         wall_seconds=work.wall_seconds,
@@ -98,7 +93,7 @@ def _check(images: LabelledImages, what: str, size: int, n_classes: int) -> None
 
 @dataclass
 class _Work:
-    """One trial under way: a classifier, what it is measured on, a history that grows, and where that is kept."""
+    """One trial under way: a classifier, who judges it, a history that grows, and where that is kept."""
 
     clip: ImageModel
     task: TaskImages
@@ -128,6 +123,7 @@ class _Work:
                     "finetune.compile is for a GPU (--device cuda): on a CPU it takes longer than it saves"
                 )
             self.classifier.compile_tower()
+        self.judge = Judge(self.classifier, self.task, self.probe, self.seed, self.world)
 
     @property
     def wall_seconds(self) -> float:
@@ -150,31 +146,10 @@ class _Work:
             self.history.append({"chosen_for": name} | at)
         return zero_shot, probed
 
-    def test(self, zero_shot: Look, probed: Look) -> list[Measured]:
-        """The task's own test images, then those of its shifts, through what was chosen."""
-        shown = [self.task.test, *self.task.shifts.values()]
-        features = self._features_at(zero_shot, shown)
-        with torch.inference_mode():
-            logits = [self.classifier.head(x).cpu().numpy() for x in features]
-        if probed is not zero_shot:
-            features = self._features_at(probed, shown)
-        scores = self.world.from_first(lambda: (logits, self._probabilities(probed, features)))
-        return [Measured(*one) for one in zip(shown, *scores, strict=True)]
-
-    def _probabilities(self, look: Look, features: Sequence[Tensor]) -> list[np.ndarray]:
-        """What the probe of `look`, refitted, says of each of `features`: (m, k) float32."""
-        fitted = self._probed(look.train_features, look.val_features)
-        probe = linear_probe.refit(look.probe, *fitted, self.probe, self.seed)
-        return [probe.probabilities(x).astype(np.float32) for x in features]
-
-    def _features_at(self, look: Look, shown: Sequence[LabelledImages]) -> list[Tensor]:
-        self.classifier.load_state_dict(look.state)
-        return [features_of(self.classifier, images.images, world=self.world) for images in shown]
-
     def _train(self, train: LabelledImages, plan: recipe.Plan) -> None:
         """From the start, or from what was saved, at one peak rate after another."""
         saved = self.checkpoint.load() if self.checkpoint else None
-        start = _copied(self.classifier.state_dict())
+        start = copied(self.classifier.state_dict())
         first = saved["rate"] if saved else 0
         for index, rate in enumerate(self.settings.learning_rates[first:], start=first):
             self.classifier.load_state_dict(start)
@@ -222,11 +197,22 @@ class _Work:
         if self.settings.wise_ft == (1.0,):
             self._look(rate, update, 1.0, train_loss)
             return
-        tuned = _copied(self.classifier.state_dict())
+        tuned = copied(self.classifier.state_dict())
         for alpha in self.settings.wise_ft:
             self.classifier.load_state_dict(interpolated(start, tuned, alpha))
             self._look(rate, update, alpha, train_loss)
         self.classifier.load_state_dict(tuned)
+
+    def _look(self, rate: float, update: int, alpha: float, train_loss: float | None) -> None:
+        """Look at the classifier as it is, and keep it where it is the best so far."""
+        look = self.judge.look(rate, update, alpha)
+        if look is None and train_loss is None:
+            raise UsageError(f"{self.clip.name}: what it makes of the task's images are no numbers; take another model")
+        if look is None:
+            self.history.append({"learning_rate": rate, "update": update, "wise_ft": alpha, "diverged": True})
+            return
+        self.history.append(look.row() | {"train_loss": train_loss})
+        self.best.offer(look)
 
     def _state(self, index: int, learner: Learner, looked: int) -> dict[str, Any]:
         looks = [look.packed() if look else None for look in (self.best.zero_shot, self.best.probed)]
@@ -249,57 +235,9 @@ class _Work:
         self.images_per_pass, self.stall_seconds = saved["images_per_pass"], saved["stall_seconds"]
         self.started -= saved["wall_seconds"]  # of the processes before this one
         learner.images_per_pass = self.images_per_pass or learner.images_per_pass
-        looks = [self._unpacked(packed) if packed else None for packed in saved["looks"]]
+        looks = [self.judge.unpacked(packed) if packed else None for packed in saved["looks"]]
         self.best = Best(looks[0], looks[-1])
         return int(saved["looked"])
-
-    def _unpacked(self, packed: dict[str, Any]) -> Look:
-        features = {name: packed[name].numpy() for name in ("train_features", "val_features")}
-        state = {name: value.to(self.clip.device) for name, value in packed["state"].items()}
-        return Look(**packed | features | {"state": state, "probe": self._selection(**features)})
-
-    def _look(self, rate: float, update: int, alpha: float, train_loss: float | None) -> None:
-        """Measure the classifier as it is on validation, and keep it where it is the best so far."""
-        if isinstance(self.classifier, Paired):
-            self.classifier.rebuild_head()
-        train_x, val_x = (
-            features_of(self.classifier, images.images, world=self.world) for images in (self.task.train, self.task.val)
-        )
-        at = {"learning_rate": rate, "update": update, "wise_ft": alpha}
-        if train_loss is not None and self.world.any(not self._is_finite(train_x, val_x)):
-            self.history.append(at | {"diverged": True})
-            return
-        right, loss = self.world.from_first(lambda: self._zero_shot(val_x))
-        train_features, val_features = train_x.cpu().numpy(), val_x.cpu().numpy()
-        selection = self._selection(train_features, val_features)
-        state = _copied(self.classifier.state_dict())
-        look = Look(rate, update, alpha, right, loss, selection, train_features, val_features, state)
-        self.history.append(look.row() | {"train_loss": train_loss})
-        self.best.offer(look)
-
-    @torch.inference_mode()
-    def _is_finite(self, train_x: Tensor, val_x: Tensor) -> bool:
-        """Whether all numbers that the classifier gives are numbers."""
-        return all(bool(values.isfinite().all()) for values in (train_x, val_x, self.classifier.head(val_x)))
-
-    @torch.inference_mode()
-    def _zero_shot(self, val_x: Tensor) -> tuple[float, float]:
-        """Accuracy and loss of the head on validation features."""
-        logits, labels = self.classifier.head(val_x).cpu(), self.task.val.labels
-        return accuracy(logits.numpy(), labels), F.cross_entropy(logits, torch.from_numpy(labels)).item()
-
-    def _selection(self, train_features: np.ndarray, val_features: np.ndarray) -> linear_probe.Selection:
-        """The probe that validation prefers. Features lie on the first process, which fits it."""
-        return self.world.from_first(
-            lambda: linear_probe.select(*self._probed(train_features, val_features), self.probe, self.seed)
-        )
-
-    def _probed(
-        self, train_features: np.ndarray, val_features: np.ndarray
-    ) -> tuple[Tensor, np.ndarray, Tensor, np.ndarray, int]:
-        """What a probe is fitted to, the features on the model's device."""
-        x, val_x = (torch.from_numpy(features).to(self.clip.device) for features in (train_features, val_features))
-        return x, self.task.train.labels, val_x, self.task.val.labels, self.task.n_classes
 
 
 def interpolated(start: dict[str, Tensor], tuned: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -308,7 +246,3 @@ def interpolated(start: dict[str, Tensor], tuned: dict[str, Tensor], alpha: floa
         name: torch.lerp(start[name], value, alpha) if value.is_floating_point() else value
         for name, value in tuned.items()
     }
-
-
-def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in state.items()}

@@ -63,6 +63,14 @@ def test_passes_give_the_gradient_of_the_whole_batch(clip: Clip, named: TaskImag
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_logits_are_multiplied_by_a_hundred_at_most(clip: Clip, named: TaskImages, train: LabelledImages) -> None:
+    model = paired(clip, named)
+    with torch.no_grad():
+        model.text.logit_scale.fill_(5.0)
+    Learner(model, train, SETTINGS, recipe.plan(SETTINGS, 20), 1e-9, 1).step()
+    assert model.text.logit_scale.exp().item() == pytest.approx(100)
+
+
 def test_both_towers_learn_and_zero_shot_is_rebuilt_from_text(
     clip: Clip, named: TaskImages, train: LabelledImages
 ) -> None:

@@ -109,6 +109,13 @@ def test_out_of_memory_for_the_update_itself_no_smaller_pass_is_tried(
     assert len(made) == 3
 
 
+def test_the_head_has_its_factor_of_the_rate(clip: Clip, task: TaskImages, train: LabelledImages) -> None:
+    settings = SHORT.model_copy(update={"head_learning_rate_factor": 7.0})
+    learner = Learner(Classifier(clip, task.class_weights), train, settings, recipe.plan(settings, 20), 1e-3, 1)
+    assert learner.descent.rates == [1e-3, pytest.approx(7e-3)]
+    assert [group["params"][0].shape for group in learner.descent.optimizer.param_groups][1] == (3, 128)
+
+
 def test_a_learner_that_is_over_leaves_no_images_behind(clip: Clip, task: TaskImages, train: LabelledImages) -> None:
     """At once: those of the next rate need the room on a GPU."""
     gc.disable()

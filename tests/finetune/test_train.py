@@ -127,7 +127,7 @@ def test_a_model_that_gives_no_numbers_did_not_diverge(clip: Clip, task: TaskIma
     broken = copy.deepcopy(clip)
     with torch.no_grad():
         next(broken.tower.parameters()).fill_(torch.nan)
-    with pytest.raises(UsageError, match="the model that made them is not usable"):
+    with pytest.raises(UsageError, match="what it makes of the task's images are no numbers; take another model"):
         finetune(broken, None, task, SHORT, PROBE, seed=1)
 
 
