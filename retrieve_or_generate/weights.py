@@ -43,11 +43,18 @@ class ModelFiles:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits: of the weights that lie here, else of the name, which a library ties to one published file."""
+        """16 hex digits: of the weights that lie here and what says how they are used (a folder's configuration and vocabulary, a
+        file's architecture), else of the name, which a library ties to one published file.
+        """
         if self.file is None:
             return content_key([self.library, self.name])
         sha256 = _sha256_once(self.file, *_state(self.file))
-        return sha256[:16] if self.folder else content_key([self.library, self.source, sha256])
+        if self.folder is None:
+            return content_key([self.library, self.source, sha256])
+        if self.folder == POCKET_WEIGHTS / "clip":  # whose configuration never changes beside the weights
+            return sha256[:16]
+        beside = sorted(path for path in self.folder.iterdir() if path.suffix in _DESCRIBES)
+        return content_key([sha256, *([path.name, _sha256_once(path, *_state(path))] for path in beside)])
 
 
 def find_model(name: str) -> ModelFiles:

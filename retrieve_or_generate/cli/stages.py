@@ -129,7 +129,7 @@ def finetune(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="which of the paired repetitions")] = 0,
     save_model: Annotated[
-        bool, typer.Option("--save-model", help="keep model and head in OUT/model, for open_clip")
+        bool, typer.Option("--save-model", help="keep model and head in OUT/model, for plain open_clip or timm")
     ] = False,
     data: Data = None,
     overrides: Overrides = None,

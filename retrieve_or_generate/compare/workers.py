@@ -26,7 +26,8 @@ _COPIES = (
 )
 _KEPT_FEATURES = 6  # of the task's images: as found, on the device, and those of the looks that are kept
 _FEATURE_BYTES, _PIXEL_BYTES = 4, 4
-_MARGIN = 1.25  # what allocators leave unused, and what libraries load when they are first used
+_MARGIN = 1.25  # what allocators leave unused
+_FIRST_USED = 64 * 2**20  # what libraries load, and keep, when they are first used
 
 
 def fitting_jobs(experiment: Experiment, tasks: Mapping[str, Task], device: str, jobs: int | None) -> int:
@@ -98,7 +99,7 @@ def _needed(experiment: Experiment, device: str, sizes: tuple[dict[str, list[int
         needed += _COPIES * sum(one.numel() * one.element_size() for one in trained.parameters())
         batch = min(how.batch_size, max(experiment.scales))
         needed += batch * (activation_bytes(model) + 3 * _PIXEL_BYTES * 3 * kept**2)
-    return int(_MARGIN * needed)
+    return int(_MARGIN * needed) + _FIRST_USED
 
 
 def _decoded_bytes(count: int, side: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -96,12 +97,22 @@ def test_a_folder_of_another_shape(tmp_path: Path) -> None:
         load_clip(str(folder))
 
 
-def test_the_fingerprint_follows_the_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_config.json", "tokenizer.json"])
+def test_the_fingerprint_follows_weights_and_how_they_are_used(name: str, tmp_path: Path) -> None:
+    """Equal weights with another normalisation, activation or vocabulary give other features."""
     folder = shutil.copytree(POCKET_WEIGHTS / "clip", tmp_path / "clip")
-    assert clip_fingerprint(str(folder)) == clip_fingerprint("pocket")
-    path = folder / "open_clip_model.safetensors"
+    before = clip_fingerprint(str(folder))
+    (folder / "README.md").write_text("of no account")
+    assert clip_fingerprint(str(folder)) == before
+    path = folder / name
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    assert clip_fingerprint(str(folder)) != clip_fingerprint("pocket")
+    assert clip_fingerprint(str(folder)) != before
+
+
+def test_the_pocket_clip_is_called_after_its_weights() -> None:
+    """As the keys of finished work have it."""
+    weights = POCKET_WEIGHTS / "clip/open_clip_model.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest().startswith(clip_fingerprint("pocket"))
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16/laion2b_s34b_b88k", "hf-hub:laion/nothing"])

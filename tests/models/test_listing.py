@@ -10,6 +10,7 @@ from kinds import make_model
 
 from retrieve_or_generate.errors import UsageError
 from retrieve_or_generate.models.listing import describe, model_names
+from retrieve_or_generate.weights import clip_fingerprint
 
 
 def test_names_are_those_that_are_taken() -> None:
@@ -27,7 +28,7 @@ def test_a_clip(tmp_path: Path) -> None:
     assert (found["image_size"], found["embed_dim"], found["text_tower"], found["quick_gelu"]) == (32, 24, True, True)
     assert found["mean"] == [0.4, 0.5, 0.6]
     assert found["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert found["sha256"].startswith(found["fingerprint"])
+    assert found["fingerprint"] == clip_fingerprint(name)
 
 
 def test_a_classifier(tmp_path: Path) -> None:

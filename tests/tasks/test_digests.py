@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +49,22 @@ def test_one_that_was_touched_is_read_again(birds: str, reads: list[int]) -> Non
     assert path.stat().st_mtime_ns == stat.st_mtime_ns
     assert load_task(birds).fingerprint != first, "whoever sets the time of writing back changes another time"
     assert len(reads) == 18 + 4
+
+
+@pytest.mark.parametrize("what", ["st_ino", "st_size", "st_mtime_ns", "st_ctime_ns"])
+def test_all_that_the_system_says_of_a_file_counts(birds: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some disks one of the times stands still, or goes back with a copy."""
+    split, stat = load_task(birds).split("val"), Path.stat
+    names = ("st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+    before = digests._place(split)
+
+    def other(path: Path) -> SimpleNamespace:
+        told = {name: getattr(stat(path), name) for name in names}
+        return SimpleNamespace(**told | {what: told[what] - 1})
+
+    monkeypatch.setattr(Path, "stat", other)
+    assert before is not None
+    assert digests._place(split) not in (None, before)
 
 
 def test_what_is_kept_must_be_a_hash(birds: str, reads: list[int], tmp_path: Path) -> None:

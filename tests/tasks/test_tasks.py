@@ -62,6 +62,10 @@ def test_a_label_out_of_range_is_named(folder: Path) -> None:
     (folder / "classnames.txt").write_text("striped\ndotted")
     with pytest.raises(IntegrityError, match=r"0.tar: \d{6}.cls: label '\d' is not a class id below 2"):
         opened(folder).split("val")
+    names = [f"texture {place}" for place in range(7)]
+    (folder / "classnames.txt").write_text("\n".join(names))
+    with pytest.raises(IntegrityError, match="label '7' is not a class id below 7"):  # the first that is too large
+        opened(folder).split("val")
 
 
 def test_a_missing_shard_and_a_truncated_one(folder: Path) -> None:
