@@ -46,7 +46,6 @@ class Paired(Classifier):
         if not class_names or not templates:
             raise UsageError("finetune.loss=contrastive needs the class names and templates of the task")
         super().__init__(clip, class_weights, precision)
-        self.head.requires_grad_(False)
         network = clip.network
         self.text = copy.deepcopy(network, {id(network.visual): nn.Identity()}).requires_grad_(True)
         self.tokenizer, self.class_names, self.templates = clip.tokenizer, list(class_names), as_functions(templates)
@@ -134,4 +133,3 @@ class Paired(Classifier):
                 self.text, self.tokenizer, self.class_names, self.templates, device=self.device
             )
         self.head.weight.copy_(weights.float().T * self.text.logit_scale.exp())
-        self.head.bias.zero_()

@@ -73,9 +73,9 @@ def decoded(split: Split, digest: Callable[[], str], size: int, framing: Framing
         split.decode_into(pixels, framing)
         return pixels
     key, folder = content_key(["decoded", _VERSION, digest(), size, framing]), decoded_folder()
-    while (found := _opened(folder, key, shape)) is None:
+    while (found := _opened(folder, key)) is None:
         with locked(folder, wait=True):  # the others wait for whoever decodes
-            if _opened(folder, key, shape) is None:
+            if _opened(folder, key) is None:
                 remove_leftovers(folder)
                 _make(folder, key, split, shape, framing)
     return found
@@ -85,17 +85,17 @@ def decoded_folder() -> Path:
     return cache_folder() / "decoded"
 
 
-def _opened(folder: Path, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
+def _opened(folder: Path, key: str) -> np.ndarray | None:
     """The array with this key, mapped; None if there is none just as it was written."""
     name = f"{key}.npy"
     try:
         record = read_seal(folder, f"{key}.json", key)
         if record is None or list(record["files"]) != [name]:
             return None
-        pixels = np.load(folder / name, mmap_mode="r")  # what could be written to would count as memory taken
+        pixels: np.ndarray = np.load(
+            folder / name, mmap_mode="r"
+        )  # what could be written to would count as memory taken
     except (IntegrityError, ValueError, OSError):
-        return None
-    if pixels.shape != shape or pixels.dtype != np.uint8:
         return None
     os.utime(folder / f"{key}.json")
     return pixels

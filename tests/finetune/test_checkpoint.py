@@ -156,6 +156,20 @@ def test_only_a_whole_state_of_the_same_trial_is_gone_on_from(tmp_path: Path) ->
     assert not is_only_checkpoint(tmp_path, mine)
 
 
+def test_what_was_saved_is_not_saved_again(tmp_path: Path) -> None:
+    def never() -> dict[str, object]:
+        pytest.fail("nothing is due")
+
+    checkpoint = Checkpoint(tmp_path / FOLDER, KEY, every=3)
+    checkpoint.pause((0, 0), never)
+    checkpoint.pause((0, 3), dict)
+    for same in (checkpoint, Checkpoint(tmp_path / FOLDER, KEY, every=3)):
+        same.load()
+        same.pause((0, 3), never)
+    checkpoint.pause((1, 0), dict)
+    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == [SEAL, "state-1-0.pt"]
+
+
 def test_sigterm_waits_for_a_pause_and_acts_at_the_end_without_one(tmp_path: Path) -> None:
     checkpoint, before = Checkpoint(tmp_path / FOLDER, KEY), signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended, checkpoint.heeding_sigterm():

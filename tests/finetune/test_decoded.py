@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -102,7 +103,7 @@ def test_what_is_small_is_not_kept(monkeypatch: pytest.MonkeyPatch, all_is_large
     assert not all_is_large.exists()
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "swapped", "unsealed", "gone"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "swapped", "misnamed", "unsealed", "gone"])
 def test_what_is_not_as_it_was_written_is_made_anew(
     damage: str, monkeypatch: pytest.MonkeyPatch, all_is_large: Path
 ) -> None:
@@ -117,6 +118,10 @@ def test_what_is_not_as_it_was_written_is_made_anew(
         one.write_bytes(one.read_bytes()[:-100])
     elif damage == "swapped":
         shutil.copy(other, one)
+    elif damage == "misnamed":
+        one.write_bytes(other.read_bytes())
+        mine, theirs = (json.loads(path.with_suffix(".json").read_text()) for path in (one, other))
+        one.with_suffix(".json").write_text(json.dumps(mine | {"files": theirs["files"]}))
     elif damage == "unsealed":
         one.with_suffix(".json").unlink()
     else:
@@ -165,8 +170,12 @@ def test_those_go_that_were_not_used_for_longest(monkeypatch: pytest.MonkeyPatch
 
 def test_a_disk_without_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     full = shutil.disk_usage("/")._replace(free=10)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-    with pytest.raises(UsageError, match=r"images decoded take 0\.0 GiB; 0\.0 are free, 256\.0 allowed; set"):
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: full)
+        with pytest.raises(UsageError, match=r"images decoded take 0\.0 GiB; 0\.0 are free, 256\.0 allowed; set"):
+            opened()
+    monkeypatch.setenv("ROG_DECODED_GIB", "0")
+    with pytest.raises(UsageError, match=r"are free, 0\.0 allowed; set ROG_CACHE to .* or ROG_DECODED_GIB higher"):
         opened()
     monkeypatch.setenv("ROG_DECODED_GIB", "many")
     with pytest.raises(UsageError, match="ROG_DECODED_GIB=many: give a number of GiB"):

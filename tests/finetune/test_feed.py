@@ -82,6 +82,15 @@ def test_what_is_in_memory_lives_on_a_cpu_and_what_is_mapped_does_not(mapped: np
     assert not lives_on_device(Chosen(mapped, np.arange(3)), CPU)
 
 
+def test_a_gpu_takes_half_of_what_is_free_what_torch_keeps_counted_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = {"mem_get_info": (IMAGES.nbytes, 0), "memory_reserved": 2 * IMAGES.nbytes}
+    for name, bytes_ in memory.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, bytes_=bytes_: bytes_)
+    for allocated, lives in ((IMAGES.nbytes, True), (IMAGES.nbytes + 1, False)):
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _, bytes_=allocated: bytes_)
+        assert lives_on_device(IMAGES, torch.device("cuda")) is lives
+
+
 def test_rows_of_what_is_mapped_are_read_when_asked_for(mapped: np.memmap) -> None:
     rows = np.array([5, 2, 30, 2])
     view = chosen(mapped, rows)

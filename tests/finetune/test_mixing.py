@@ -49,6 +49,12 @@ def test_halves_of_a_batch_are_of_each_source_and_each_source_comes_round(train:
     assert weights[4:].sum().item() == pytest.approx(0.75)
 
 
+def test_two_sources_of_one_size_do_not_come_in_one_order(train: LabelledImages) -> None:
+    """Pairs of the same rows would meet in every pass."""
+    rows = next(batches_of(joined(train, train, gamma=0.5), FinetuneSettings(batch_size=20), 1)[0])
+    assert not np.array_equal(rows[:10], rows[10:] - 20)
+
+
 @pytest.mark.parametrize("most", [7, 3])
 def test_the_loss_is_gamma_of_the_firsts_and_the_rest_of_the_seconds(
     clip: Clip, task: TaskImages, train: LabelledImages, most: int
