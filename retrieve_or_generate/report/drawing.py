@@ -140,7 +140,7 @@ def _labels(label: str, source: str) -> Iterator[str]:
     yield label
     if len(shown := visible(source)) <= _LABEL:
         yield shown
-    yield f"…{shown[1 - _MIXED_LABEL :]}"
+    yield f"…{shown[2 - _MIXED_LABEL :]}"
     yield from (f"{label[: _MIXED_LABEL - 4]}… {number}" for number in count(2))
 
 

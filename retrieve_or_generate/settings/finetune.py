@@ -44,7 +44,7 @@ class MixSettings(Settings):
         """What a training set of it holds, for the report."""
         first, second = self.of
         if self.counts is None:
-            drawn = f"{self.first_share:.0%} of the images {first}, the others {second}"
+            drawn = f"{100 * self.first_share:.3g} % of the images {first}, the others {second}"
         else:
             sizes = zip(self.counts, self.of, strict=True)
             drawn = " and ".join(f"{count:,} {one}" if count else f"n {one}" for count, one in sizes) + " images"

@@ -104,3 +104,15 @@ def test_a_model_without_a_text_tower_neither_searches_nor_filters(tmp_path: Pat
 
 def test_a_clip_has_both_towers(tmp_path: Path) -> None:
     assert isinstance(load_model(make_model("vit", tmp_path)), Clip)
+
+
+@pytest.mark.parametrize("is_tuned", [True, False])
+def test_what_is_saved_holds_the_states_that_were_given(is_tuned: bool, tmp_path: Path) -> None:
+    """The text tower's own where it was trained, else the model's; in either case the image tower's that was given."""
+    clip = load_clip(make_model("vit", tmp_path))
+    tower = {name: value + 1 for name, value in clip.tower.state_dict().items()}
+    rest = {name: value for name, value in clip.network.state_dict().items() if not name.startswith("visual.")}
+    tuned = {name: value + 2 for name, value in rest.items()}
+    clip.save(tmp_path / "saved", tower, tuned if is_tuned else None)
+    found = open_clip.create_model(f"local-dir:{tmp_path / 'saved'}").state_dict()
+    assert_close(found, {f"visual.{name}": value for name, value in tower.items()} | (tuned if is_tuned else rest))

@@ -167,7 +167,7 @@ def test_a_mixture_has_no_set_and_its_own_name_curve_and_words(
     page = (run_folder / "report.html").read_text()
     assert "mixed-more: 200 retrieved and n synthetic images" in page
     assert (
-        "50% of the images retrieved, the others synthetic, half of each batch from each, the loss 0.3 of the" in page
+        "50 % of the images retrieved, the others synthetic, half of each batch from each, the loss 0.3 of the" in page
     )
     assert "same number of updates, but for mixtures by count." in page
     assert any(">mixed half<" in path.read_text() for path in (run_folder / "figures").iterdir())

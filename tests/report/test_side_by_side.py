@@ -78,7 +78,7 @@ def test_every_source_of_a_run_has_a_look_of_its_own() -> None:
         assert len({(colour_of(source), marker_of(source)) for source in sources}) == len(sources)
         assert len({colour_of(source) for source in sources[:11]}) == 11  # there are so many
         assert {source: (colour_of(source), label_of(source)) for source in sources[:4]} == alone
-        assert [label_of(source) for source in sources[-3:]] == ["mixed retri…", "…etrieved-70", "…trieved-700"]
+        assert [label_of(source) for source in sources[-3:]] == ["mixed retri…", "…trieved-70", "…rieved-700"]
         assert label_of("perturbed-file") == "perturbed-file"
     assert len({colour_of(f"synthetic-{one}") for one in strategies}) == 4  # by their names alone
 
