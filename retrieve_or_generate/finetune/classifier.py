@@ -40,10 +40,11 @@ class Classifier(nn.Module):
     def device(self) -> torch.device:
         return self.head.weight.device
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """(b, 3, s, s) uint8 or float in [0, 1] to (b, d) float32, unit length."""
+    def features(self, pixels: Tensor, once: bool = False) -> Tensor:
+        """(b, 3, s, s) uint8 or float in [0, 1] to (b, d) float32, unit length. So many images are seen `once`: not compiled."""
+        embedding = class_token_embedding if once else self.embedding
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            embedded = self.embedding(self.tower, self.normalise(pixels))
+            embedded = embedding(self.tower, self.normalise(pixels))
         return F.normalize(embedded.float(), dim=1)
 
     def compile_tower(self) -> None:
@@ -99,6 +100,6 @@ def features_of(classifier: Classifier, images: Pixels, batch_size: int = 128, w
     rows = [torch.zeros(0, classifier.head.in_features, device=classifier.device)]
     with plain_attention(classifier.device):
         batches = in_order(images, batch_size, classifier.device, world.part(len(lengths)))
-        rows += [classifier.features(batch) for batch in batches]
+        rows += [classifier.features(batch, once=len(batch) < batch_size) for batch in batches]
     shares = [sum(lengths[world.part(len(lengths), rank)]) for rank in range(world.size)]
     return world.on_first(torch.cat(rows), shares)

@@ -40,6 +40,13 @@ def test_an_attack_stays_within_reach_and_raises_the_loss_of_every_image(
     assert (alone - moved[:1]).abs().gt(1e-6).float().mean() < 0.01  # a sign may turn where the gradient is 0
 
 
+def test_attacks_start_anywhere_within_reach() -> None:
+    grey = torch.full((50, 3, 8, 8), 0.5)
+    moved = random_start(grey, ATTACK, Draws(torch.Generator().manual_seed(0), 50)) - grey
+    assert moved.abs().max() <= 8 / 255 + 1e-6
+    assert moved.quantile(torch.tensor([0.05, 0.5, 0.95])).mul(255).tolist() == pytest.approx([-7.2, 0, 7.2], abs=0.3)
+
+
 def test_one_full_step_is_the_fast_gradient_sign(clip: Clip, task: TaskImages, train: LabelledImages) -> None:
     classifier, labels = Classifier(clip, task.class_weights), torch.from_numpy(train.labels)
     pixels = as_floats(torch.from_numpy(train.images))

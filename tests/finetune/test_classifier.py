@@ -117,3 +117,17 @@ def test_compiled_it_computes_the_same(clip: Clip, monkeypatch: pytest.MonkeyPat
         gradients.append(classifier.tower.conv1.weight.grad)
     torch.testing.assert_close(compiled(pixels), plain(pixels))
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_the_last_images_of_a_set_are_not_worth_compiling(clip: Clip) -> None:
+    classifier, compiled = Classifier(clip, torch.eye(128)[:, :3]), []
+
+    def counted(tower: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+        compiled.append(len(pixels))
+        return class_token_embedding(tower, pixels)
+
+    images = np.random.default_rng(0).integers(0, 256, (10, 3, 32, 32), np.uint8)
+    expected = features_of(classifier, images, 4)
+    classifier.embedding = counted
+    torch.testing.assert_close(features_of(classifier, images, 4), expected)
+    assert compiled == [4, 4]
