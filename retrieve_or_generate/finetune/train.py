@@ -55,11 +55,7 @@ def finetune(
     n_train = len(train) if train is not None else 0
     if train is not None and world.size > settings.batch_size:
         raise UsageError(f"{world.size} processes for batches of {settings.batch_size} images: start fewer")
-    if train is not None:
-        _check(train, "training", settings.working_size or clip.image_size, task.n_classes)
-    parts = {"task's train": task.train, "val": task.val, "test": task.test, **task.shifts}
-    for what, images in parts.items():
-        _check(images, what, clip.image_size, task.n_classes)
+    _check_all(train, task, settings.working_size or clip.image_size, clip.image_size)
     work = _Work(clip, task, settings, probe or ProbeSettings(), seed, checkpoint, world)
     zero_shot, probed = work.choose(train)
     own, *shifted = work.judge.test(zero_shot, probed)
@@ -79,6 +75,14 @@ def finetune(
         processes=world.size,
         model=zero_shot.state,
     )
+
+
+def _check_all(train: LabelledImages | None, task: TaskImages, working_size: int, size: int) -> None:
+    if train is not None:
+        _check(train, "training", working_size, task.n_classes)
+    parts = {"task's train": task.train, "val": task.val, "test": task.test, **task.shifts}
+    for what, images in parts.items():
+        _check(images, what, size, task.n_classes)
 
 
 def _check(images: LabelledImages, what: str, size: int, n_classes: int) -> None:
