@@ -455,6 +455,16 @@ class ShardReader:
         return [found[place] for place in places]
 
 
+def _no_set(folder: Path) -> str:
+    """What is there in place of a finished image set."""
+    if not folder.is_dir():
+        return "no such image set"
+    if (folder / CANDIDATES_SEAL).is_file():
+        return "an unfinished image set; run the command that makes it again"
+    made = "rog retrieve and rog synthesize make them, of images of your own, too (docs/finetune.md)"
+    return f"not an image set; {made}"
+
+
 def load_image_set(folder: Path, task: str | None = None, verify: bool = True) -> ImageSet:
     """Open a finished image set.
 
@@ -462,10 +472,7 @@ def load_image_set(folder: Path, task: str | None = None, verify: bool = True) -
     missing or changed (with `verify=False`, only if the seal itself is).
     """
     if not (folder / SEAL).is_file():
-        state = (
-            "an unfinished image set; run the command that makes it again" if folder.is_dir() else "no such image set"
-        )
-        raise UsageError(f"{folder}: {state}")
+        raise UsageError(f"{folder}: {_no_set(folder)}")
     record = read_seal(folder, SEAL, verify=verify)
     told = {name: value for name, value in (record or {}).items() if name not in ("files", "record_key")}
     if record is None or content_key(told) != record.get("record_key"):

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -84,12 +85,28 @@ def durable_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
-    except OSError as error:
-        if error.errno in FULL and error.filename is None:  # writing to an open file does not name it
-            error.filename = str(path)
+    except Exception as error:
+        if not isinstance(error, UsageError) and (full := _full(error, temporary)):
+            raise OSError(full, os.strerror(full), getattr(error, "filename", None) or str(path)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _full(error: Exception, temporary: Path) -> int | None:
+    """The number of a full disk, where that is behind an error of writing `temporary`.
+
+    safetensors says it in words. torch and numpy do not say why they stopped, so a further write finds out.
+    """
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(said[1]) if said else getattr(error, "errno", None)
+    if number is None:
+        try:
+            with temporary.open("ab") as file:
+                file.write(bytes(2**16))
+        except OSError as found:
+            number = found.errno
+    return number if number in FULL else None
 
 
 def write_bytes(path: Path, data: bytes) -> None:

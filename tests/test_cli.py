@@ -211,7 +211,11 @@ def test_the_stages_one_after_another(tmp_path: Path, capsys: pytest.CaptureFixt
     assert told(capsys)["out"] == f"{near}-0.5"
     mixed = ("--train", f"{near}-0", "--train", made, "--scale", "16", "--gamma", "0.3")
     assert rog("finetune", *mixed, "--out", str(tmp_path / "trial"), *QUICK) == 0
-    assert capsys.readouterr().out.startswith(f"{tmp_path / 'trial'}: 16 images, 2 updates")
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path / 'trial'}: 16 images, 2 updates")
+    assert said.splitlines()[1].startswith("zero_shot_accuracy")
+    assert rog("finetune", *mixed, "--out", str(tmp_path / "trial"), *QUICK) == 0
+    assert capsys.readouterr().out == said, "read back"
     assert "the 10 of task 'digits'" in refused(capsys, "finetune", "--train", made, "--task", "digits", *QUICK)
     assert "share only" in refused(capsys, "finetune", "--train", made, "--scale", "99999", *QUICK)
     assert rog("finetune", "--task", "textures", "--out", str(tmp_path / "shelf"), "--json") == 0
@@ -290,6 +294,7 @@ def test_an_index_is_built_checked_and_searched(tmp_path: Path, capsys: pytest.C
             ["finetune", "--set", "finetune.adversarial=4", "--set", "finetune.loss=contrastive"],
             "finetune: adversarial goes with loss: cross_entropy",
         ),
+        (["finetune", "--task", "textures", "--scale", "5"], "scale 5: images of a set"),
         (["finetune", "--task", "textures", "--gamma", "0.5"], "gamma 0.5: it weighs the losses of two image sets"),
         (["index", "build", "pockt"], "unknown index recipe 'pockt'; did you mean 'pocket'?"),
         (["index", "search", "gone", "falcon"], "gone: no finished index"),

@@ -257,6 +257,11 @@ def test_a_damaged_record_of_the_candidates_is_named(tmp_path: Path, text: str) 
 def test_a_missing_or_unfinished_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such image set"):
         load_image_set(tmp_path / "nowhere")
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(
+        UsageError, match=r"pictures: not an image set; rog retrieve .* make them, of images of your own"
+    ):
+        load_image_set(tmp_path / "pictures")
     with pytest.raises(UsageError, match="unfinished"):
         load_image_set(_candidates(tmp_path / "set"))
     with _writer(tmp_path / "begun") as writer:

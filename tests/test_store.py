@@ -5,11 +5,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from retrieve_or_generate import store
 from retrieve_or_generate.errors import IntegrityError, UsageError
@@ -137,6 +143,43 @@ def test_a_full_disk_names_the_file_that_was_written(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(tmp_path / "a.bin")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: torch.save({"a": torch.zeros(10**6)}, path),
+        lambda path: np.zeros(10**6).tofile(path),
+        lambda path: pq.write_table(pa.table({"a": np.random.default_rng(0).random(10**5)}), path),
+    ],
+    ids=["torch", "numpy", "parquet"],
+)
+def test_a_library_that_does_not_say_that_the_disk_is_full(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    def on_a_full_disk() -> None:
+        with store.durable_file(tmp_path / "a.bin") as temporary:
+            temporary.unlink()
+            temporary.symlink_to("/dev/full")
+            write(temporary)
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        on_a_full_disk()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.bin"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_that_says_in_words_that_the_disk_is_full(tmp_path: Path) -> None:
+    words = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(OSError, match="No space left") as caught, store.durable_file(tmp_path / "a.bin"):
+        raise SafetensorError(words)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.bin"))
+
+
+def test_another_error_while_writing_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), store.durable_file(tmp_path / "a.bin"):
+        raise ZeroDivisionError
+    with pytest.raises(OSError, match="Input/output") as caught, store.durable_file(tmp_path / "a.bin"):
+        raise OSError(errno.EIO, "Input/output error")
+    assert caught.value.errno == errno.EIO
 
 
 def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:

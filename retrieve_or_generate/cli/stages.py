@@ -163,15 +163,20 @@ def finetune(
     trial = api.finetune(folder, train, task, scale, seed, asked, device, save_model, gamma, processes)
     if place()[0]:
         return  # the first process says it
-    lines = [f"{name:<40} {value:.4f}" for name, value in trial.metrics.items()]
+    lines = [f"{name:<40} {value:.4f}" for name, value in _in_order(trial.metrics)]
     seen = "{n_train} images, {updates} updates, {wall_seconds:.1f} s on {device}; {n_test} test images".format(
         **trial.record
     )
     for shift, told in trial.shifts.items():
         lines.append(f"{shift}: {told['n_test']} images of {told['classes']} classes, scores among these")
-        lines += [f"  {name:<38} {value:.4f}" for name, value in told["metrics"].items()]
+        lines += [f"  {name:<38} {value:.4f}" for name, value in _in_order(told["metrics"])]
     found = {"out": folder, "metrics": trial.metrics, "shifts": trial.shifts}
     emit("\n".join([f"{folder}: {seen}", *lines]), found, as_json)
+
+
+def _in_order(metrics: dict[str, float]) -> list[tuple[str, float]]:
+    """Zero-shot first, whether the trial was made just now or read back."""
+    return sorted(metrics.items(), key=lambda one: (one[0].startswith("linear_probe"), one[0]))
 
 
 def _called(train: list[Path] | None, task: str | None) -> str:

@@ -106,6 +106,8 @@ def plan_trial(
         raise UsageError(f"gamma {gamma:g}: it weighs the losses of two image sets and lies between 0 and 1")
     shared = _shared(experiment, task, fingerprint)
     if not sets:
+        if scale is not None:
+            raise UsageError(f"scale {scale}: images of a set; give one to train on (--train SET), or no --scale")
         return _trial(shared | {"quotas": []}, "none", 0, 0)
     drawn = Drawn(task, _by_source(sets))
     sizes = [int(count.sum()) for count in drawn.counts.values()]

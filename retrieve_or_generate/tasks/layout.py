@@ -96,7 +96,9 @@ class Labelled:
         missing = [named[place] for place in sorted(named) if place not in there]
         if missing:
             more = f", nor of {len(missing) - 1} more" if missing[1:] else ""
-            raise UsageError(f"{where}: no image of class {missing[0]!r}{more}; a folder of it belongs there")
+            raise UsageError(
+                f"{where}: no image (JPEG, PNG or WebP) of class {missing[0]!r}{more}; a folder of it belongs there"
+            )
 
 
 def _is_name(name: str) -> bool:

@@ -194,6 +194,8 @@ def _templates(given: TaskFile, folder: Path) -> tuple[str, ...]:
     if told == "imagenet":
         return clip_imagenet_templates()
     if isinstance(told, str):
+        if "{" in told and not (folder / told).exists():
+            raise UsageError(f'{folder / TASK_FILE}: templates: a list, or a file; a single one is ["{told}"]')
         return checked_templates(lines_of(folder / told), str(folder / told))
     if told is not None:
         return checked_templates(told, f"{folder / TASK_FILE}: templates")

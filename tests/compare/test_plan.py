@@ -197,6 +197,11 @@ def test_what_cannot_be_mixed_is_one_line(sets: tuple[list[int], ...], gamma: fl
         plan_trial(GRID, TASK, [_set(one * 3) for one in sets], "clip", gamma=gamma)
 
 
+def test_a_scale_of_no_set_is_not_passed_over() -> None:
+    with pytest.raises(UsageError, match="scale 5: images of a set; give one to train on"):
+        plan_trial(GRID, TASK, [], "clip", 5)
+
+
 def test_a_count_beyond_the_retrieved_set_is_said_before_anything_is_generated() -> None:
     check_scales(MIXED, {"birds": TASK}, {"birds": _set([3, 3, 2])})
     more = MIXED.model_copy(update={"scales": (2,), "sources": ("retrieved", "synthetic", "mixed-more")})
