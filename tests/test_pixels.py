@@ -344,7 +344,8 @@ def test_decode_all_keeps_order_and_layout() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "inner"), [((48, 96), (16, 32)), ((96, 48), (32, 16)), ((64, 64), (32, 32)), ((9, 300), (1, 32))]
+    ("shape", "inner"),
+    [((48, 96), (16, 32)), ((96, 48), (32, 16)), ((64, 64), (32, 32)), ((3, 300), (1, 32)), ((300, 3), (32, 1))],
 )
 def test_with_a_border_the_whole_picture_is_shown(shape: tuple[int, int], inner: tuple[int, int]) -> None:
     image = _smooth(*shape)

@@ -75,6 +75,16 @@ def test_what_an_image_leaves_on_its_way_is_what_torch_keeps() -> None:
     )  # 17 tokens, 4 blocks of width 128, more than four tensors each
 
 
+def test_more_is_reckoned_with_than_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter, and 64 MiB: here of a model alone, on a GPU, without images."""
+    monkeypatch.setattr("retrieve_or_generate.models.load_model", lambda name: make_clip())
+    monkeypatch.setattr(workers, "own_bytes", lambda: GIB)
+    shelf = Experiment(tasks=("textures",), sources=("none",))
+    assert workers._needed(shelf, "cuda", ({"textures": [0, 0, 0]}, 8)) == GIB + GIB // 4 + (64 << 20)
+    images = workers._needed(shelf, "cuda", ({"textures": [0, 0, 100]}, 8)) - GIB - GIB // 4 - (64 << 20)
+    assert images == 1.25 * 100 * (3 * 32**2 + 6 * 4 * (make_clip().embed_dim + 8))
+
+
 @pytest.mark.slow
 def test_what_a_worker_takes_grows_with_the_batch_and_the_scale() -> None:
     def taken(*overrides: str) -> int:

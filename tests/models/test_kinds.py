@@ -116,3 +116,30 @@ def test_what_is_saved_holds_the_states_that_were_given(is_tuned: bool, tmp_path
     clip.save(tmp_path / "saved", tower, tuned if is_tuned else None)
     found = open_clip.create_model(f"local-dir:{tmp_path / 'saved'}").state_dict()
     assert_close(found, {f"visual.{name}": value for name, value in tower.items()} | (tuned if is_tuned else rest))
+
+
+class _Scaled(torch.nn.Module):
+    """A classifier with a linear head, and `factor` between its features and that head."""
+
+    pretrained_cfg = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}  # noqa: RUF012
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.num_classes, self.factor = 2, factor
+        self.body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
+        self.head: torch.nn.Module = torch.nn.Linear(4, 2)
+
+    def get_classifier(self) -> torch.nn.Module:
+        return self.head
+
+    def reset_classifier(self, classes: int) -> None:
+        self.num_classes, self.head, self.factor = classes, torch.nn.Identity(), 1.0
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.head(self.factor * self.body(pixels))
+
+
+def test_what_lies_between_features_and_logits_must_be_the_head_alone() -> None:
+    assert TimmModel("plain", _Scaled(1.0), "00").n_classes == 2
+    with pytest.raises(UsageError, match="model 'scaled': its classes are not one linear layer over its features"):
+        TimmModel("scaled", _Scaled(9.0), "00")

@@ -187,6 +187,7 @@ def test_a_file_of_weights_is_normalised_as_its_architecture_is() -> None:
     assert _preprocessing("ViT-B-16-SigLIP") == {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
     assert _preprocessing("ViT-B-16")["image_mean"] == pytest.approx((0.48145466, 0.4578275, 0.40821073))
     assert _preprocessing("tiny") == {}
+    assert _preprocessing("ViT-L-14") == {}, "its published weights do not agree"
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import random_split
 from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.store import write_tar
 from retrieve_or_generate.tasks import Task, load_task
+from retrieve_or_generate.tasks.tables import Tables
 from tests.tasks import miniatures
 from tests.tasks.miniatures import NAMES, PNG, task_yaml, write
 
@@ -293,6 +294,19 @@ class TestTables:
         return task_yaml(folder, "val: 0.25\ntest: 0.25")
 
     paths = [f"{place}.png" for place in range(4)]  # noqa: RUF012
+
+    def test_parts_of_a_split_come_in_the_order_of_their_names(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a disk lists first is another one's last, and what is held out follows from the order."""
+        for place in range(4):
+            write(tmp_path / f"{place}.png", PNG)
+            columns = {"path": [f"{place}.png"], "label": [["a", "b"][place % 2]]}
+            pq.write_table(pa.table(columns), tmp_path / f"train-0000{place}-of-00004.parquet")
+        parts = sorted(tmp_path.glob("*.parquet"))
+        for listed in (parts, parts[::-1]):
+            monkeypatch.setattr(Path, "rglob", lambda *_, listed=listed: iter(listed))
+            assert list(Tables(tmp_path).listing("train").keys) == self.paths
 
     def test_numbers_need_names(self, tmp_path: Path) -> None:
         self.table(tmp_path, path=self.paths, label=[0, 1, 2, 0])
