@@ -205,7 +205,7 @@ def _strengths(run: Run) -> list[dict[str, Any]]:
 def _mixtures(run: Run) -> list[tuple[str, str]]:
     """Each mixed source and what it holds."""
     mixed = [(source, run.experiment.mix(source)) for source in in_order(run.experiment.sources)]
-    return [(visible(source), visible(mix.words)) for source, mix in mixed if mix]
+    return [(source, mix.words) for source, mix in mixed if mix]
 
 
 def _environment(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -79,3 +79,9 @@ def test_a_report_shows_shifts_and_its_verdict_does_not_change(
     assert "&lt;dusk&gt;" in page
     assert "<dusk>" not in page
     assert len(list((run_folder / "figures").glob("shift-digits-dusk-*.svg"))) == 2
+    assert ("dusk&gt; *" in page, "among these, on images of these" in page) == (False, False)
+    shifted = [digits.assign(split=split, value=digits["value"] / 2) for split in ("<dusk>", "test/<dusk>")]
+    rewrite(run_folder, pd.concat([results_of(), *shifted]))
+    page = write_report(run_folder).read_text()
+    assert page.count("dusk&gt; *") == 2 * 10
+    assert "among these, on images of these" in page

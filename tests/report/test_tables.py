@@ -24,6 +24,11 @@ def test_sources_are_shown_in_one_order_whoever_comes_first() -> None:
     ]
 
 
+def test_several_of_a_kind_come_by_their_numbers() -> None:
+    sources = ["mixed-more", "mixed-9", "mixed-10", "synthetic-2", "synthetic", "synthetic-10"]
+    assert tables.in_order(sources[::-1]) == [*sources[4:5], "synthetic-2", "synthetic-10", *sources[:3]]
+
+
 def test_every_reason_has_words() -> None:
     assert set(tables.REASON_WORDS) == set(REASONS)
 
