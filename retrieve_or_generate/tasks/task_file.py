@@ -121,7 +121,7 @@ def _extended(given: TaskFile, path: Path, load: Callable[[str], Task]) -> Task:
     if own:
         raise UsageError(f"{path}: {own[0]} is of the task that it extends ({given.extends}); leave it out, or extends")
     beside = path.parent / str(given.extends)
-    return load(str(beside) if beside.exists() else str(given.extends))
+    return load(str(beside.resolve()) if beside.exists() else str(given.extends))  # a path would grow in a circle
 
 
 def _described(given: TaskFile, path: Path, name: str) -> Task:
