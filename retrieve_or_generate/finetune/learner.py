@@ -116,7 +116,6 @@ class Learner:
             loss = torch.stack(parts).sum() if parts else torch.zeros((), device=images.device)
             self._losses.append(self.world.sum(loss))  # a tensor, so that no device has to be waited for
             return True
-        self.descent.optimizer.zero_grad()
         if images.device.type == "cuda":
             torch.cuda.empty_cache()
         return False

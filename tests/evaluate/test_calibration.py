@@ -35,6 +35,11 @@ def test_agrees_with_the_definition_in_any_order(seed: int, bins: int) -> None:
     assert ece(p[order], labels[order], bins) == pytest.approx(ece(p, labels, bins), abs=1e-12)
 
 
+def test_a_bin_is_closed_above() -> None:
+    p = np.array([[0.5, 0.5], [0.6, 0.4]])  # in (0, 0.5] and (0.5, 1]
+    assert ece(p, np.array([0, 1]), bins=2) == pytest.approx((0.5 + 0.6) / 2)
+
+
 def test_certain_and_right_is_zero_certain_and_wrong_is_one() -> None:
     certain = np.array([[1.0, 0.0], [0.0, 1.0]])
     assert ece(certain, np.array([0, 1])) == 0.0

@@ -185,8 +185,10 @@ def by_hand(
     return [theta[:-1], theta[-1]]
 
 
-def test_the_papers_recipe_is_adamw_as_its_formulas_say() -> None:
+@pytest.mark.parametrize("length", [1, 4], ids=["unit features", "features whose gradients are clipped"])
+def test_the_papers_recipe_is_adamw_as_its_formulas_say(length: int) -> None:
     x, y = blobs(20, 3, dim=6)
+    x = length * x
     fitted = fit_adamw(x, y, 3, PAPER, seed=4)
     first = tuple(part.numpy() for part in initial(6, 3, 4))
     rng = generator_for("linear probe", "data order", 4)
@@ -194,6 +196,12 @@ def test_the_papers_recipe_is_adamw_as_its_formulas_say() -> None:
     assert np.abs(fitted.weights - first[0]).max() > 0.1
     np.testing.assert_allclose(fitted.weights, weights, atol=1e-4)
     np.testing.assert_allclose(fitted.intercepts, intercepts, atol=1e-4)
+
+
+def test_first_weights_are_within_one_over_the_root_of_the_width() -> None:
+    for part in initial(64, 50, 1):
+        assert 0.11 < part.abs().max() <= 0.125
+        assert abs(part.mean()) < 0.03
 
 
 def test_the_papers_recipe_has_nothing_to_choose_and_is_refitted_on_both() -> None:
