@@ -21,6 +21,7 @@ from retrieve_or_generate.errors import IntegrityError, UsageError
 from retrieve_or_generate.finetune import LabelledImages, TaskImages, Trial, TrialOutcome, finetune, recipe
 from retrieve_or_generate.finetune.checkpoint import FOLDER, SEAL, Checkpoint, is_only_checkpoint
 from retrieve_or_generate.finetune.classifier import Classifier
+from retrieve_or_generate.finetune.mixing import joined
 from retrieve_or_generate.models import Clip
 from retrieve_or_generate.settings import FinetuneSettings, ProbeSettings
 from retrieve_or_generate.store import LOCK
@@ -77,6 +78,38 @@ def test_stopped_at_every_one_of_fifty_updates_it_ends_in_the_same_bits(
         with suppress(SystemExit):
             outcome = train(small, settings, Checkpoint(tmp_path / FOLDER, KEY))
     assert stops == 2 * whole.updates == (50 if not changes else 18)
+    assert_same(outcome, whole)
+
+
+def test_all_that_a_trial_may_be_asked_for_at_once_goes_on_to_the_same_bits(
+    small: tuple[Clip, TaskImages, LabelledImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weighed mixture, attacked and mirrored, looked at between weights, in bfloat16 and in passes."""
+    known = {"recipe": "paper", "epochs": 2, "batch_size": 5, "evaluations": 2, "learning_rates": (1e-3, 1e-4)}
+    settings = FinetuneSettings(**known, wise_ft=(0.5,), adversarial=4, flip=True, precision="bfloat16")
+    clip, task, images = small
+    asked = clip, task, joined(images, coloured(7, seed=8), gamma=0.3)
+    step, forward, stops = recipe.Descent.step, Classifier.forward, 0
+
+    def limited(classifier: Classifier, pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(classifier, pixels)
+
+    def terminated(descent: recipe.Descent, given: Iterable[torch.Tensor]) -> None:
+        step(descent, given)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Classifier, "forward", limited)
+    whole = train(asked, settings)
+    monkeypatch.setattr(recipe.Descent, "step", terminated)
+    outcome = None
+    while outcome is None:
+        try:
+            outcome = train(asked, settings, Checkpoint(tmp_path / FOLDER, KEY))
+        except SystemExit:
+            stops += 1
+    assert stops == 2 * whole.updates == 16
     assert_same(outcome, whole)
 
 
