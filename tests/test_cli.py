@@ -295,6 +295,8 @@ def test_an_index_is_built_checked_and_searched(tmp_path: Path, capsys: pytest.C
             "finetune: adversarial goes with loss: cross_entropy",
         ),
         (["finetune", "--task", "textures", "--scale", "5"], "scale 5: images of a set"),
+        (["finetune", "--set", "finetune.epochs=3"], "epochs goes with another recipe; with recipe: equal_updates say"),
+        (["finetune", "--set", "finetune.recipe=paper", "--set", "finetune.updates=9"], "recipe: paper say epochs"),
         (["finetune", "--task", "textures", "--gamma", "0.5"], "gamma 0.5: it weighs the losses of two image sets"),
         (["index", "build", "pockt"], "unknown index recipe 'pockt'; did you mean 'pocket'?"),
         (["index", "search", "gone", "falcon"], "gone: no finished index"),

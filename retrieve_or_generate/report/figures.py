@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,11 @@ def _curve(axes: Axes, source: str, place: float, points: dict[int, np.ndarray])
             axes.plot([at, at], ends, color=colour, alpha=0.3, linewidth=4, solid_capstyle="butt")
     axes.plot(x, means, color=colour, marker=marker, markersize=5.5, linewidth=1.8, markeredgecolor="white")
     return float(means[-1])
+
+
+def _beyond(sources: Iterable[str]) -> int:
+    """Pixels that the longest label beside a panel takes beyond ten letters, for which there is room always."""
+    return 8 * max([0, *(len(label_of(source)) - 10 for source in sources if source != "none")])
 
 
 def _label_ends(axes: Axes, ends: dict[str, float], right: float) -> None:
@@ -119,7 +124,8 @@ def accuracy_panels(results: pd.DataFrame, tasks: Sequence[str]) -> dict[tuple[s
             figure, axes = canvas(360, 264)
             _accuracy_axes(axes[0, 0], scores, task)
             axes[0, 0].set_ylabel(f"{METRICS[metric]}, %")
-            figure.subplots_adjust(left=0.14, right=0.755, top=0.97, bottom=0.165)
+            right = 0.755 - _beyond(source for name, source, _ in scores if name == task) / 360
+            figure.subplots_adjust(left=0.14, right=right, top=0.97, bottom=0.165)
             name = f"accuracy-{stem}-{metric.removesuffix('_accuracy').replace('_', '-')}"
             panels[task, metric] = Drawing(name, svg_of(figure), _accuracy_words(scores, task, metric))
     return panels

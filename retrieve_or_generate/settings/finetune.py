@@ -135,6 +135,14 @@ class FinetuneSettings(Settings):
             raise ValueError("adversarial goes with loss: cross_entropy, whose head it attacks")
         return self
 
+    @model_validator(mode="after")
+    def _says_how_long(self) -> FinetuneSettings:
+        """A length that the recipe does not read is not passed over."""
+        other, own = ("epochs", "updates") if self.recipe == "equal_updates" else ("updates", "epochs")
+        if getattr(self, other) != type(self).model_fields[other].default:
+            raise ValueError(f"{other} goes with another recipe; with recipe: {self.recipe} say {own}")
+        return self
+
     @field_validator("wise_ft", mode="before")
     @classmethod
     def _one_share(cls, given: Any) -> Any:

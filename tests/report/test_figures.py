@@ -1,3 +1,4 @@
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 
@@ -78,6 +79,18 @@ def test_one_seed_one_scale_and_no_baseline_can_be_drawn(results_of: Callable[..
         contrast = figures.contrast_panels(make_verdict(results), ["digits"])
     assert "50" in words_of(panels["digits", "zero_shot_accuracy"])
     assert "n = 50" in words_of(contrast["digits"])
+
+
+def test_a_long_label_has_room_beside_its_panel(results_of: Callable[..., pd.DataFrame]) -> None:
+    def right_end(source: str) -> float:
+        """Where the axes end, in points from the left."""
+        results = results_of().replace({"source": {"perturbed": source}})
+        with styled():
+            drawn = figures.accuracy_panels(results, ["digits"])["digits", "zero_shot_accuracy"].svg.decode()
+        return max(float(x) for x in re.findall(r"L ([\d.]+) [\d.]+ *\n?\"", drawn))
+
+    assert right_end("mixed-a") == right_end("perturbed")
+    assert right_end("mixed-weighed") <= right_end("perturbed") - 12
 
 
 def test_a_task_without_results_has_no_panel(results_of: Callable[..., pd.DataFrame]) -> None:
