@@ -130,7 +130,9 @@ def test_a_trial_on_mapped_images_has_the_bits_of_one_in_memory(
     train = coloured(30, seed=4)
     np.save(tmp_path / "train.npy", train.images)
     apart = Chosen(np.load(tmp_path / "train.npy", mmap_mode="r"), np.arange(30))
-    settings = FinetuneSettings(recipe=recipe_name, updates=3, epochs=1, batch_size=8, learning_rates=(1e-3,))
+    settings = FinetuneSettings(updates=3, batch_size=8, learning_rates=(1e-3,)).model_copy(
+        update={"recipe": recipe_name, "epochs": 1}
+    )
     outcomes = [
         finetune(clip, LabelledImages(images, train.labels), task, settings, ProbeSettings(), seed=1)
         for images in (train.images, apart)
