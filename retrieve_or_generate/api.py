@@ -158,6 +158,7 @@ def finetune(
     save_model: bool = False,
     gamma: float | None = None,
     processes: int = 1,
+    progress: Progress | None = None,
 ) -> Trial:
     """Train on `scale` images of the image set `train` (all by default), measure on `task`, and write a trial to `out`.
 
@@ -171,12 +172,16 @@ def finetune(
         UsageError: neither `train` nor `task`, a scale that a class cannot fill, or `out` holds something else or is in use.
     """
     from retrieve_or_generate.compare.single import SingleTrial
+    from retrieve_or_generate.executors import listening
     from retrieve_or_generate.finetune.processes import together
 
     folders = (train,) if isinstance(train, Path) else tuple(train or ())
     asked = SingleTrial(out, folders, task, scale, seed, experiment, gamma, save_model)
     call = partial(asked.run, check_device(device))
-    return together(call, processes) if processes > 1 else call()
+    if processes > 1:
+        return together(call, processes, progress)
+    with listening(progress):
+        return call()
 
 
 def _named(progress: Progress | None, what: str) -> Any:

@@ -18,6 +18,8 @@ import typer
 
 from retrieve_or_generate.errors import FULL, IncompleteError, IntegrityError, UsageError, visible
 
+_GOES_ON = "{}; what is finished is kept, and the same command goes on from there"
+
 
 class DamageFoundError(IntegrityError):
     """What `rog verify` was asked to find."""
@@ -45,9 +47,11 @@ def exit_code(command: Callable[[], int | None]) -> int:
         if error.errno in FULL:
             return _fail(f"no space left for {where}; free some and run it again", IncompleteError.exit_code)
         return _fail(f"{where}: {error.strerror or error}", UsageError.exit_code)
-    if code == 128 + signal.SIGINT:
-        return _fail("interrupted; what is finished is kept, and the same command goes on from there", code)
-    return code
+    except SystemExit as ended:
+        if ended.code != 128 + signal.SIGTERM:
+            raise
+        return _fail(_GOES_ON.format("terminated"), ended.code)
+    return _fail(_GOES_ON.format("interrupted"), code) if code == 128 + signal.SIGINT else code
 
 
 def _fail(message: str, code: int) -> int:

@@ -62,6 +62,16 @@ class Unit(Generic[P]):
 _listener: ContextVar[Progress | None] = ContextVar("listener", default=None)
 
 
+@contextmanager
+def listening(progress: Progress | None) -> Iterator[None]:
+    """What is told meanwhile reaches `progress`."""
+    before = _listener.set(progress)
+    try:
+        yield
+    finally:
+        _listener.reset(before)
+
+
 def tell(what: str, done: int, total: int) -> None:
     """For a unit to say how far it is: it reaches the `progress` that `run_units` was given, wherever the unit runs."""
     if listener := _listener.get():
@@ -103,11 +113,8 @@ def _run_here(
     if waiting:
         work = prepare()
         for unit in waiting:
-            before = _listener.set(progress)
-            try:
+            with listening(progress):
                 result = work(unit.payload)
-            finally:
-                _listener.reset(before)
             yield unit, result
 
 

@@ -144,6 +144,7 @@ def test_signals_have_their_codes(name: str, code: int, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == code
+    assert done.stderr.splitlines()[-1].endswith("; what is finished is kept, and the same command goes on from there")
     assert "Traceback" not in done.stderr
 
 

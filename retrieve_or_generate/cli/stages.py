@@ -157,10 +157,11 @@ def finetune(
     """
     from retrieve_or_generate import api
     from retrieve_or_generate.finetune.processes import place
+    from retrieve_or_generate.progress import ProgressLine
 
     asked = read_experiment(experiment, overrides, quick)
     folder = out or Path("runs") / f"{_called(train, task)}-n{scale or 'all' if train else 0}-s{seed}"
-    trial = api.finetune(folder, train, task, scale, seed, asked, device, save_model, gamma, processes)
+    trial = api.finetune(folder, train, task, scale, seed, asked, device, save_model, gamma, processes, ProgressLine())
     if place()[0]:
         return  # the first process says it
     lines = [f"{name:<40} {value:.4f}" for name, value in _in_order(trial.metrics)]

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrieve_or_generate.compare.plan import TrialPlan, chosen_rows, plan_trial
 from retrieve_or_generate.errors import UsageError
+from retrieve_or_generate.executors import tell
 from retrieve_or_generate.experiment import Experiment
 from retrieve_or_generate.finetune import LabelledImages, Trial, TrialOutcome, finetune, read_trial, task_images
 from retrieve_or_generate.finetune.checkpoint import FOLDER, Checkpoint, is_only_checkpoint
@@ -88,7 +90,10 @@ class SingleTrial:
         clip = load_model(self.experiment.finetuned_model, device)
         how, probe = self.experiment.finetune, self.experiment.linear_probe
         train, shown = self._drawn(plan, sets, clip), task_images(task, clip, how.preprocess)
-        outcome = finetune(clip, train, shown, how, probe, seed=plan.seed_value, checkpoint=checkpoint, world=world)
+        told = partial(tell, "updates") if world.first else None
+        outcome = finetune(
+            clip, train, shown, how, probe, seed=plan.seed_value, checkpoint=checkpoint, world=world, progress=told
+        )
         trial = world.from_first(lambda: self._written(plan, outcome, clip, task))
         checkpoint.remove()
         return trial

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from retrieve_or_generate.errors import IncompleteError, UsageError
 from retrieve_or_generate.executors import Unit, run_units
 from retrieve_or_generate.finetune.distributed import ALONE, GRACE_SECONDS, PATIENCE, World
+from retrieve_or_generate.progress import Progress
 
 T = TypeVar("T")
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -28,16 +29,16 @@ def place() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
-def together(call: Callable[[], T], processes: int) -> T:
+def together(call: Callable[[], T], processes: int, progress: Progress | None = None) -> T:
     """`call` in so many processes of this machine, each of which finds itself `assembled` with the others; what the first returns.
 
-    `call` must pickle. A process that dies ends the others.
+    `call` must pickle. A process that dies ends the others. `progress` hears what they tell.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     units = [Unit(f"process {rank} of {processes}", rank) for rank in range(processes)]
     prepare = partial(_in_place, call, processes, store.port)
-    results = {unit.payload: result for unit, result in run_units(units, prepare, processes, apart=True)}
-    return results[0]
+    made = run_units(units, prepare, processes, apart=True, progress=progress)
+    return {unit.payload: result for unit, result in made}[0]
 
 
 def placed(rank: int, processes: int, port: int) -> dict[str, str]:

@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,12 +42,14 @@ def finetune(
     seed: int,
     checkpoint: Checkpoint | None = None,
     world: World = ALONE,
+    progress: Callable[[int, int], None] | None = None,
 ) -> TrialOutcome:
     """Train a copy of `clip` on `train` and measure it on test images and shifts of `task`; without `train`, measure it as it is.
 
     `seed` gives data order and augmentation. Equal seeds give equal bits on one thread of one machine. `clip` is left as it was.
     With a `checkpoint` training goes on from what it holds, and a SIGTERM saves it there and ends the process with 143. The
-    processes of a `world` are given the same, and have the same outcome.
+    processes of a `world` are given the same, and have the same outcome. `progress` hears how many updates are made,
+    and of how many.
 
     Raises:
         UsageError: images of another size, labels out of range, or training that diverged at every learning rate.
@@ -56,7 +59,7 @@ def finetune(
     if train is not None and world.size > settings.batch_size:
         raise UsageError(f"{world.size} processes for batches of {settings.batch_size} images: start fewer")
     _check_all(train, task, settings.working_size or clip.image_size, clip.image_size)
-    work = _Work(clip, task, settings, probe or ProbeSettings(), seed, checkpoint, world)
+    work = _Work(clip, task, settings, probe or ProbeSettings(), seed, checkpoint, world, progress)
     zero_shot, probed = work.choose(train)
     own, *shifted = work.judge.test(zero_shot, probed)
     return TrialOutcome(
@@ -106,6 +109,7 @@ class _Work:
     seed: int
     checkpoint: Checkpoint | None = None
     world: World = ALONE
+    progress: Callable[[int, int], None] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     best: Best = field(default_factory=Best)
     images_seen: int = 0
@@ -181,6 +185,9 @@ class _Work:
             elif learner.update < plan.updates:
                 self.images_seen += learner.step()
                 self._note_passes(learner)
+                if self.progress:
+                    rates = len(self.settings.learning_rates)
+                    self.progress(index * plan.updates + learner.update, rates * plan.updates)
             else:
                 return
 
