@@ -48,9 +48,10 @@ from retrieve_or_generate.executors import core_count
 from retrieve_or_generate.finetune import LabelledImages, recipe
 from retrieve_or_generate.finetune.augment import drawn_boxes
 from retrieve_or_generate.finetune.classifier import Classifier
+from retrieve_or_generate.finetune.distributed import ALONE
 from retrieve_or_generate.finetune.draws import Draws
 from retrieve_or_generate.finetune.feed import Feed
-from retrieve_or_generate.finetune.learner import Learner
+from retrieve_or_generate.finetune.learner import Learner, shares
 from retrieve_or_generate.models import Clip, load_clip
 from retrieve_or_generate.pixels import decode_into
 from retrieve_or_generate.seeds import seed_for
@@ -188,19 +189,22 @@ class Ours:
         self.learner.step()
         return self.learner.last_loss
 
+    def shares(self) -> Iterator[np.ndarray]:
+        return shares(self.learner.order, ALONE, self.learner.counts)
+
     def held(self) -> None:
         """From now on the same batch, which is there already."""
         order = self.learner.order
         self.learner.order = itertools.repeat(next(order))
         self.gathered()
         one = next(self.learner.feed)
-        self.learner.feed = (one for _ in self.learner._shares())  # type: ignore[assignment]
-        self.learner._counts.clear()
+        self.learner.feed = (one for _ in self.shares())
+        self.learner.counts.clear()
 
     def gathered(self) -> None:
         """From now on a set that does not live on the device."""
-        self.learner._counts.clear()
-        self.learner.feed = Feed(self.pixels, self.learner._shares(), self.device, resident=False)
+        self.learner.counts.clear()
+        self.learner.feed = Feed(self.pixels, self.shares(), self.device, resident=False)
 
 
 class Bench:

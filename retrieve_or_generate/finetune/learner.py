@@ -50,8 +50,8 @@ class Learner:
         self.labels = train.labels
         self.order, weights = batches_of(train, settings, seed)
         self.weights = None if weights is None else weights.to(classifier.device)
-        self._counts = deque[int]()
-        self.feed = Feed(train.images, _shares(self.order, world, self._counts), classifier.device)
+        self.counts = deque[int]()
+        self.feed = Feed(train.images, shares(self.order, world, self.counts), classifier.device)
         self.draw = torch.Generator().manual_seed(seed_for("finetune", "augmentation", seed))
         groups = [(list[Tensor](classifier.tower.parameters()), 1.0)]
         if isinstance(classifier, Paired):
@@ -70,7 +70,7 @@ class Learner:
     def step(self) -> int:
         """One update; how many images it saw."""
         rows, images = next(self.feed)
-        count = self._counts.popleft()
+        count = self.counts.popleft()
         draws = Draws(self.draw, count, self.world.part(count))
         labels = torch.from_numpy(self.labels[rows])
         augmented = self._augmented(images, draws)
@@ -174,7 +174,7 @@ class Learner:
             next(self.order)
 
 
-def _shares(order: Iterator[np.ndarray], world: World, counts: deque[int]) -> Iterator[np.ndarray]:
+def shares(order: Iterator[np.ndarray], world: World, counts: deque[int]) -> Iterator[np.ndarray]:
     """The rows of each batch that are this process's; how many the batch has goes to `counts`.
 
     No method, for what waits in it would keep its learner, and with that the images of a rate that is over.

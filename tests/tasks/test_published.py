@@ -122,7 +122,7 @@ def test_an_empty_class_shifts_no_label(tmp_path: Path, monkeypatch: pytest.Monk
     miniatures.dtd(tmp_path, monkeypatch)
     listed = tmp_path / "dtd/dtd/labels/test1.txt"
     listed.write_text("".join(line for line in listed.read_text().splitlines(True) if not line.startswith("banded")))
-    with pytest.raises(UsageError, match="dtd/dtd/test: no image of class 'banded'"):
+    with pytest.raises(UsageError, match=r"dtd/dtd/test: no image .* of class 'banded'"):
         load_task("dtd").split("test")
     train = load_task("dtd").split("train")
     assert np.bincount(train.labels).tolist() == [4, 2, 3]
@@ -184,7 +184,7 @@ def test_an_imagenet_folder_that_is_missing_or_unknown(tmp_path: Path, monkeypat
     with pytest.raises(UsageError, match=r"n99999999/n01440764_0.JPEG: unknown class 'n99999999'"):
         load_task("imagenet").split("test")
     (tmp_path / "imagenet/val/n99999999").rename(tmp_path / "gone")
-    with pytest.raises(UsageError, match=r"imagenet/val: no image of class 'n01440764'"):
+    with pytest.raises(UsageError, match=r"imagenet/val: no image .* of class 'n01440764'"):
         load_task("imagenet").split("test")
 
 
