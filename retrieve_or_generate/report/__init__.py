@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from retrieve_or_generate.report import figures, page, shifts, side_by_side, tables
-from retrieve_or_generate.report.drawing import styled
 from retrieve_or_generate.report.run import Run, open_run
 from retrieve_or_generate.report.verdict import make_verdict, verdict_text
 from retrieve_or_generate.store import write_bytes, write_json
@@ -34,6 +32,10 @@ def write_report(run_folder: Path) -> Path:
 
     Raises `UsageError` when the folder is no run, `IntegrityError` when something in it is missing or was changed.
     """
+    # matplotlib is for those who draw: a repeated comparison reads its verdict alone
+    from retrieve_or_generate.report import figures, page, shifts, side_by_side, tables
+    from retrieve_or_generate.report.drawing import styled
+
     run = open_run(run_folder)
     verdict, curation = _verdict(run), tables.curation(run.whole_sets)
     costs, shifted = tables.costs(run.results, run.stages), shifts.shifted_cells(run.results, run.tasks)
