@@ -48,7 +48,8 @@ def exit_code(command: Callable[[], int | None]) -> int:
             return _fail(f"no space left for {where}; free some and run it again", IncompleteError.exit_code)
         return _fail(f"{where}: {error.strerror or error}", UsageError.exit_code)
     except SystemExit as ended:
-        if ended.code != 128 + signal.SIGTERM:
+        first = os.environ.get("RANK", "0") == "0"  # of processes that torchrun started, one says it for all
+        if ended.code != 128 + signal.SIGTERM or not first:
             raise
         return _fail(_GOES_ON.format("terminated"), ended.code)
     return _fail(_GOES_ON.format("interrupted"), code) if code == 128 + signal.SIGINT else code
